@@ -1,0 +1,261 @@
+//! The page itself: fills `templates/report.html`.
+
+use crate::gather::{Gathered, StageFacts};
+use crate::results::{SetMetrics, SetResult, ToyArm};
+use crate::table::{ArmSummary, Cell, METRICS};
+use crate::{Context, Interval, figures};
+use askama::Template;
+use base64::Engine as _;
+use equipoise_base::{ExitCode, Result, ResultExt};
+
+#[derive(Template)]
+#[template(path = "report.html")]
+struct Page<'a> {
+    context: &'a Context,
+    verdict: Vec<String>,
+    headings: Vec<&'static str>,
+    rows: Vec<Row>,
+    dots: Vec<(&'static str, String)>,
+    bars: Option<String>,
+    sets: Option<&'a SetMetrics>,
+    set_rows: Vec<SetRow>,
+    pictures: Vec<Picture>,
+    grid: Option<String>,
+    grid_note: String,
+    toy: Option<String>,
+    toy_rows: Vec<ToyRow>,
+    curves: Option<String>,
+    stages: Vec<StageRow>,
+    total: String,
+    missing: Vec<&'static str>,
+}
+
+struct Row {
+    label: String,
+    runs: usize,
+    cells: Vec<(String, String)>,
+}
+
+struct SetRow {
+    name: String,
+    cells: Vec<String>,
+    gain: String,
+}
+
+struct Picture {
+    title: String,
+    data: String,
+}
+
+struct ToyRow {
+    name: String,
+    cells: Vec<String>,
+}
+
+struct StageRow {
+    name: String,
+    outcome: String,
+    attempts: u64,
+    seconds: String,
+    ranks: String,
+    memory: String,
+}
+
+/// The page as one string.
+pub fn render(gathered: &Gathered, context: &Context, summary: &[ArmSummary]) -> Result<String> {
+    let classes =
+        gathered.evaluation.as_ref().map(|evaluation| (&evaluation.classes, &evaluation.train_counts));
+    let total: f64 =
+        gathered.stages.iter().filter_map(|stage| Some(stage.provenance.as_ref()?.seconds)).sum();
+    let page = Page {
+        context,
+        verdict: verdict(summary, context),
+        headings: METRICS.iter().map(|(_, heading, _)| *heading).collect(),
+        rows: summary.iter().map(row).collect(),
+        dots: dots(summary, context)?,
+        bars: match classes {
+            Some((classes, counts)) if !summary.is_empty() => {
+                Some(figures::class_bars(summary, classes, counts)?)
+            }
+            _ => None,
+        },
+        sets: gathered.sets.as_ref(),
+        set_rows: gathered.sets.iter().flat_map(|sets| &sets.sets).map(set_row).collect(),
+        pictures: pictures(gathered),
+        grid: gathered.grid.as_ref().map(figures::grid).transpose()?,
+        grid_note: grid_note(gathered),
+        toy: gathered.toy.as_ref().map(figures::toy).transpose()?,
+        toy_rows: gathered.toy.iter().flat_map(|toy| &toy.arms).map(toy_row).collect(),
+        curves: curves(gathered)?,
+        stages: gathered.stages.iter().map(stage_row).collect(),
+        total: human(total.max(0.)),
+        missing: missing(gathered),
+    };
+    page.render().or_exit(ExitCode::Bug, "report.html")
+}
+
+fn percent(value: f64) -> String {
+    format!("{:.1}", value * 100.)
+}
+
+/// `84.1 ± 0.3`: mean and standard deviation in percent.
+fn spread(value: &Interval) -> String {
+    match value.n {
+        1 => percent(value.mean),
+        _ => format!("{} ± {:.1}", percent(value.mean), value.std * 100.),
+    }
+}
+
+/// `+1.2 [0.4, 2.0]`: a difference in points with its 95 % interval.
+fn difference(value: &Interval) -> String {
+    match value.half_width.is_finite() {
+        true => format!("{:+.1} [{}, {}]", value.mean * 100., percent(value.low()), percent(value.high())),
+        false => format!("{:+.1}", value.mean * 100.),
+    }
+}
+
+fn row(arm: &ArmSummary) -> Row {
+    let cell = |cell: &Option<Cell>| match cell {
+        None => ("–".to_string(), String::new()),
+        Some(cell) => (spread(&cell.value), cell.difference.as_ref().map(difference).unwrap_or_default()),
+    };
+    let runs = arm.cells.iter().flatten().map(|cell| cell.value.n).max().unwrap_or(0);
+    Row { label: arm.label.clone(), runs, cells: arm.cells.iter().map(cell).collect() }
+}
+
+/// Says which arm won on all classes and on the rarest, and whether the lead is clear, whoever it is.
+fn verdict(summary: &[ArmSummary], context: &Context) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (key, place) in [("all", "all classes"), ("rare3", "the three rarest classes")] {
+        let Some(column) = METRICS.iter().position(|(name, _, _)| *name == key) else { continue };
+        let mut ranked: Vec<(&ArmSummary, &Cell)> =
+            summary.iter().filter_map(|arm| Some((arm, arm.cells[column].as_ref()?))).collect();
+        ranked.sort_by(|a, b| b.1.value.mean.total_cmp(&a.1.value.mean));
+        let [first, second, ..] = ranked.as_slice() else { continue };
+        let lead = first.1.value.minus(&second.1.value);
+        let clear = if lead.is_clear() { "a clear lead" } else { "within the spread of the runs" };
+        let mut line = format!(
+            "On {place}, {} comes first with {} %; {} follows with {} % ({} points, {clear}).",
+            first.0.label,
+            spread(&first.1.value),
+            second.0.label,
+            spread(&second.1.value),
+            difference(&lead),
+        );
+        if let Some(gain) = &first.1.difference {
+            let baseline = context.arms.iter().find(|(arm, _)| *arm == context.baseline);
+            let baseline = baseline.map_or(context.baseline.as_str(), |(_, label)| label);
+            line += &format!(" Against {baseline}: {} points.", difference(gain));
+        }
+        lines.push(line);
+    }
+    lines
+}
+
+fn dots(summary: &[ArmSummary], context: &Context) -> Result<Vec<(&'static str, String)>> {
+    let mut figures = Vec::new();
+    for (index, (key, _, _)) in METRICS.iter().enumerate() {
+        let title = match *key {
+            "all" => "All classes",
+            "rare3" => "Three rarest classes",
+            _ => continue,
+        };
+        if summary.iter().any(|arm| arm.cells[index].is_some()) {
+            figures.push((title, figures::dots(summary, index, &context.baseline)?));
+        }
+    }
+    Ok(figures)
+}
+
+fn set_row(set: &SetResult) -> SetRow {
+    let gain = set.criterion_gain.as_ref().map(|gain| {
+        let verdict = if gain.low > 0. { "raised" } else { "not raised" };
+        format!(
+            "{} {verdict}: {:+.4} [{:.4}, {:.4}] over {} pairs",
+            gain.criterion, gain.mean, gain.low, gain.high, gain.pairs
+        )
+    });
+    SetRow {
+        name: format!("{}, set {}", set.set, set.seed),
+        cells: vec![
+            set.images.to_string(),
+            format!("{} / {}", set.retried, set.failed),
+            format!("{} %", percent(set.agreement)),
+            format!("{:.2}", set.fid),
+            format!("{:.3}", set.density),
+            format!("{:.3}", set.coverage),
+            format!("{:.3}", set.div_cos),
+            format!("{:.3}", set.div_std),
+            format!("{:.3}", set.div_svd),
+        ],
+        gain: gain.unwrap_or_else(|| "–".into()),
+    }
+}
+
+fn pictures(gathered: &Gathered) -> Vec<Picture> {
+    let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    let picture = |(title, bytes): &(String, Vec<u8>)| Picture {
+        title: title.replace(['_', '-'], " "),
+        data: encode(bytes),
+    };
+    gathered.pictures.iter().map(picture).collect()
+}
+
+fn grid_note(gathered: &Gathered) -> String {
+    gathered.grid.as_ref().map_or_else(String::new, |grid| {
+        format!(
+            "Each cell: share of {} images that the judge recognises, and below it the mean {} of the guide on the final \
+             images. The same noise in every cell.",
+            grid.images, grid.criterion
+        )
+    })
+}
+
+fn toy_row(arm: &ToyArm) -> ToyRow {
+    let cell = |values: &[f64]| {
+        Interval::of(values).map_or_else(|| "–".into(), |value| format!("{} %", spread(&value)))
+    };
+    ToyRow {
+        name: arm.name.clone(),
+        cells: vec![cell(&arm.minority_share), cell(&arm.validity), cell(&arm.minority_accuracy)],
+    }
+}
+
+/// Training loss of the first run of every arm and of the guide.
+fn curves(gathered: &Gathered) -> Result<Option<String>> {
+    let mut curves: Vec<figures::Curve> = Vec::new();
+    for stage in gathered.stages.iter().filter(|stage| stage.name.starts_with("train.")) {
+        let label = stage.name.split('.').nth(1).unwrap_or_default().to_string();
+        let points: Vec<(f64, f64)> = stage
+            .metrics
+            .iter()
+            .filter_map(|row| Some((row["step"].as_f64()?, row["loss"].as_f64()?)))
+            .collect();
+        if !points.is_empty() && curves.iter().all(|curve| curve.label != label) {
+            curves.push(figures::Curve { label, points });
+        }
+    }
+    if curves.is_empty() { Ok(None) } else { figures::curves(&curves, "step", "training loss").map(Some) }
+}
+
+fn stage_row(stage: &StageFacts) -> StageRow {
+    let provenance = stage.provenance.as_ref();
+    StageRow {
+        name: stage.name.clone(),
+        outcome: stage.outcome.clone(),
+        attempts: stage.attempts,
+        seconds: provenance.map_or_else(|| "–".into(), |p| human(p.seconds)),
+        ranks: provenance.map_or_else(|| "–".into(), |p| format!("{} × {}", p.ranks, p.threads)),
+        memory: provenance
+            .map_or_else(|| "–".into(), |p| format!("{:.0} MiB", p.peak_memory as f64 / 1048576.)),
+    }
+}
+
+fn human(seconds: f64) -> String {
+    if seconds < 60. { format!("{seconds:.1} s") } else { format!("{:.1} min", seconds / 60.) }
+}
+
+fn missing(gathered: &Gathered) -> Vec<&'static str> {
+    let parts = [("accuracies", gathered.evaluation.is_none()), ("synthetic sets", gathered.sets.is_none())];
+    parts.into_iter().filter(|(_, missing)| *missing).map(|(name, _)| name).collect()
+}

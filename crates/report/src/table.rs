@@ -1,0 +1,131 @@
+//! Numbers of the report as tables: summaries over seeds, CSV, JSON.
+
+use crate::gather::Gathered;
+use crate::results::{ArmRun, Scores};
+use crate::{Context, Interval};
+use equipoise_base::{ExitCode, Result, ResultExt};
+use serde::Serialize;
+use std::fmt::Write as _;
+
+/// Reads one metric; `None` where no class is in the group.
+type Read = fn(&Scores) -> Option<f64>;
+
+/// Columns of the main table: key, heading, how to read it from the scores.
+pub const METRICS: [(&str, &str, Read); 5] = [
+    ("all", "all", |scores| Some(scores.all)),
+    ("many", "many (>100)", |scores| scores.many),
+    ("medium", "medium (20-100)", |scores| scores.medium),
+    ("few", "few (<20)", |scores| scores.few),
+    ("rare3", "3 rarest", |scores| scores.rare3),
+];
+
+/// One arm over its seeds.
+#[derive(Debug, Serialize)]
+pub struct ArmSummary {
+    /// Arm of the recipe.
+    pub arm: String,
+    /// Label to show.
+    pub label: String,
+    /// One cell per metric of [`METRICS`]; null where no class is in the group.
+    pub cells: Vec<Option<Cell>>,
+    /// Mean accuracy by class.
+    pub per_class: Vec<Option<f64>>,
+}
+
+/// A metric of an arm.
+#[derive(Debug, Serialize)]
+pub struct Cell {
+    /// Over set and classifier seeds.
+    pub value: Interval,
+    /// Against the baseline; null for the baseline itself.
+    pub difference: Option<Interval>,
+}
+
+/// All arms on the page's split, in the order of the recipe.
+pub fn summarize(gathered: &Gathered, context: &Context) -> Vec<ArmSummary> {
+    let Some(evaluation) = &gathered.evaluation else { return Vec::new() };
+    let of_arm = |arm: &str| -> Vec<&Scores> {
+        let runs = evaluation.runs.iter().filter(|run| run.arm == arm);
+        runs.filter_map(|run: &ArmRun| run.scores.get(&context.split)).collect()
+    };
+    let over_seeds = |arm: &str, read: Read| {
+        let values: Vec<f64> = of_arm(arm).into_iter().filter_map(read).collect();
+        Interval::of(&values)
+    };
+    let arms = context.arms.iter().filter(|(arm, _)| !of_arm(arm).is_empty());
+    arms.map(|(arm, label)| {
+        let cell = |read: Read| {
+            let value = over_seeds(arm, read)?;
+            let baseline = (*arm != context.baseline).then(|| over_seeds(&context.baseline, read)).flatten();
+            Some(Cell { value, difference: baseline.map(|baseline| value.minus(&baseline)) })
+        };
+        let per_class = (0..evaluation.classes.len()).map(|class| {
+            let values: Vec<f64> = of_arm(arm).iter().filter_map(|s| *s.per_class.get(class)?).collect();
+            Interval::of(&values).map(|interval| interval.mean)
+        });
+        ArmSummary {
+            arm: arm.clone(),
+            label: label.clone(),
+            cells: METRICS.iter().map(|(_, _, read)| cell(*read)).collect(),
+            per_class: per_class.collect(),
+        }
+    })
+    .collect()
+}
+
+/// One line per number, for a spreadsheet.
+pub fn csv(gathered: &Gathered) -> String {
+    let mut out = String::from("arm,set_seed,seed,split,metric,value\n");
+    let Some(evaluation) = &gathered.evaluation else { return out };
+    for run in &evaluation.runs {
+        let set_seed = run.set_seed.map(|seed| seed.to_string()).unwrap_or_default();
+        for (split, scores) in &run.scores {
+            let mut line = |metric: &str, value: f64| {
+                let _ =
+                    writeln!(out, "{},{set_seed},{},{split},{metric},{value:.6}", quote(&run.arm), run.seed);
+            };
+            for (metric, _, read) in METRICS {
+                if let Some(value) = read(scores) {
+                    line(metric, value);
+                }
+            }
+            for (class, value) in scores.per_class.iter().enumerate() {
+                if let Some(value) = value {
+                    line(&format!("class {class}"), *value);
+                }
+            }
+        }
+    }
+    out
+}
+
+fn quote(text: &str) -> String {
+    if text.contains([',', '"', '\n']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_string()
+    }
+}
+
+/// Summaries and their sources.
+pub fn json(gathered: &Gathered, context: &Context, summary: &[ArmSummary]) -> Result<String> {
+    let stages: Vec<_> = gathered
+        .stages
+        .iter()
+        .map(|stage| {
+            serde_json::json!({ "name": stage.name, "outcome": stage.outcome, "attempts": stage.attempts,
+                "provenance": stage.provenance })
+        })
+        .collect();
+    let value = serde_json::json!({
+        "title": context.title, "identity": context.identity, "split": context.split,
+        "baseline": context.baseline, "metrics": METRICS.map(|(key, _, _)| key), "arms": summary,
+        "evaluation": gathered.evaluation, "sets": gathered.sets, "grid": gathered.grid,
+        "toy": gathered.toy.as_ref().map(|toy| toy.arms.iter().map(|arm| serde_json::json!({
+            "name": arm.name, "minority_share": arm.minority_share,
+            "validity": arm.validity, "minority_accuracy": arm.minority_accuracy,
+        })).collect::<Vec<_>>()),
+        "stages": stages,
+    });
+    serde_json::to_string_pretty(&value).or_exit(ExitCode::Bug, "report.json")
+}

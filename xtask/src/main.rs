@@ -1,0 +1,47 @@
+//! Developer tasks: `cargo xtask --help`.
+
+mod deps;
+mod quickstart;
+mod schema;
+mod setup;
+mod shell;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+/// Set-up, tests and checks of Equipoise.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install or find what the build needs; quick when nothing is missing.
+    Setup,
+    /// Everything that CI checks: format, lints, crate graph, schema, tests, numerical oracle.
+    Test(test::Args),
+    /// Check that crates depend downward only (docs/design/architecture.md).
+    Deps,
+    /// Regenerate configs/schema.json from the method crates.
+    Schema {
+        /// Only compare; fail if the file is out of date.
+        #[arg(long)]
+        check: bool,
+    },
+    /// On a fresh machine: set up, build, and run the main job on real images.
+    Quickstart(quickstart::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    std::env::set_current_dir(shell::root())?;
+    match Cli::parse().task {
+        Task::Setup => setup::run(),
+        Task::Test(args) => test::run(&args),
+        Task::Deps => deps::run(),
+        Task::Schema { check } => schema::run(check),
+        Task::Quickstart(args) => quickstart::run(&args),
+    }
+}

@@ -1,0 +1,162 @@
+//! `cargo xtask setup`: from a bare Debian 12 with Rust to a working build.
+//!
+//! Each need is probed first, so a second run takes well under a second. What cannot be installed here (no root, another
+//! system) is named exactly, with the modules to load on a cluster.
+
+use crate::shell;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// libtorch comes from this wheel: tch 0.24 is written against exactly this version.
+const TORCH: &str = "2.11.0";
+/// libtorch.so names these two even where no GPU is used; the other CUDA wheels (2 GB) are not needed.
+const WHEELS: [&str; 3] = ["torch==2.11.0", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"];
+/// For the tests that open our files as a Python user would.
+const PYTHON_TOOLS: [&str; 2] = ["h5py", "numpy"];
+
+/// Something the build or the tests need from the system.
+struct Need {
+    what: &'static str,
+    packages: &'static [&'static str],
+    module: &'static str,
+    present: fn() -> bool,
+}
+
+const NEEDS: &[Need] = &[
+    Need {
+        what: "C and C++ compiler",
+        packages: &["g++", "make"],
+        module: "gcc",
+        present: || shell::succeeds("c++", &["--version"]),
+    },
+    Need {
+        what: "pkg-config",
+        packages: &["pkg-config"],
+        module: "pkgconf",
+        present: || shell::succeeds("pkg-config", &["--version"]),
+    },
+    Need {
+        what: "libclang (reads mpi.h)",
+        packages: &["libclang-dev"],
+        module: "llvm",
+        present: libclang_present,
+    },
+    Need {
+        what: "MPI (OpenMPI or MPICH)",
+        packages: &["libopenmpi-dev", "openmpi-bin"],
+        module: "openmpi",
+        present: || shell::succeeds("mpicc", &["--version"]) && shell::succeeds("mpirun", &["--version"]),
+    },
+    Need {
+        what: "HDF5 1.10 or later, serial",
+        packages: &["libhdf5-dev"],
+        module: "hdf5",
+        present: || {
+            std::env::var_os("HDF5_DIR").is_some()
+                || shell::succeeds("pkg-config", &["--exists", "hdf5"])
+                || shell::succeeds("pkg-config", &["--exists", "hdf5-serial"])
+        },
+    },
+    Need {
+        what: "Python 3 with pip and venv (for the libtorch wheel and the format tests)",
+        packages: &["python3", "python3-pip", "python3-venv"],
+        module: "python",
+        present: || shell::succeeds("python3", &["-c", "import pip, venv, ensurepip"]),
+    },
+];
+
+/// Installs what is missing.
+pub fn run() -> Result<()> {
+    system_packages()?;
+    libtorch()?;
+    python_tools()
+}
+
+fn system_packages() -> Result<()> {
+    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !(need.present)()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
+    let names: Vec<&str> = missing.iter().map(|need| need.what).collect();
+    eprintln!("setup: missing: {}", names.join(", "));
+    if !shell::succeeds("sh", &["-c", "test $(id -u) = 0 && command -v apt-get"]) {
+        let modules: Vec<&str> = missing.iter().map(|need| need.module).collect();
+        bail!(
+            "not root on Debian: install them yourself\n  Debian/Ubuntu: sudo apt-get install {}\n  cluster:       \
+             module load {}\nthen run this again",
+            packages.join(" "),
+            modules.join(" ")
+        );
+    }
+    let apt = || {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    };
+    shell::run(apt().args(["update", "-qq"]))?;
+    shell::run(apt().args(["install", "-y", "-qq", "--no-install-recommends"]).args(&packages))?;
+    match missing.iter().find(|need| !(need.present)()) {
+        Some(need) => bail!("{} is still not found after installing {}", need.what, need.packages.join(" ")),
+        None => Ok(()),
+    }
+}
+
+fn libclang_present() -> bool {
+    if std::env::var_os("LIBCLANG_PATH").is_some() {
+        return true;
+    }
+    let folders = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let llvm = folders.filter(|entry| entry.file_name().to_string_lossy().starts_with("llvm-"));
+    let has = |dir: &Path| {
+        let files = fs::read_dir(dir).into_iter().flatten().flatten();
+        files.into_iter().any(|file| file.file_name().to_string_lossy().starts_with("libclang"))
+    };
+    llvm.map(|entry| entry.path().join("lib")).any(|dir| has(&dir)) || has(Path::new("/usr/lib64"))
+}
+
+fn libtorch() -> Result<()> {
+    if libtorch_version(Path::new(".libtorch")).is_some_and(|version| version == TORCH) {
+        return Ok(());
+    }
+    // Unpacked beside and renamed, so that an interrupted set-up leaves nothing half there.
+    let (fresh, place) = (Path::new(".deps.new"), Path::new(".deps"));
+    let _ = fs::remove_dir_all(fresh);
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"]);
+    shell::run(pip.arg(fresh).args(WHEELS)).context("libtorch is the C++ part of the torch wheel")?;
+    let _ = fs::remove_dir_all(place);
+    rename(fresh, place)?;
+    let _ = fs::remove_file(".libtorch");
+    std::os::unix::fs::symlink(".deps/torch", ".libtorch").context("cannot link .libtorch")?;
+    match libtorch_version(Path::new(".libtorch")) {
+        Some(version) if version == TORCH => Ok(()),
+        found => bail!("the wheel holds libtorch {found:?}, not {TORCH}"),
+    }
+}
+
+fn libtorch_version(dir: &Path) -> Option<String> {
+    let text = fs::read_to_string(dir.join("version.py")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("__version__ = "))?;
+    Some(line.trim_matches(['\'', '"']).split('+').next()?.to_string())
+}
+
+fn python_tools() -> Result<()> {
+    let python = ".venv/bin/python3";
+    if shell::succeeds(python, &["-c", "import h5py, numpy"]) {
+        return Ok(());
+    }
+    shell::run(Command::new("python3").args(["-m", "venv", ".venv"]))?;
+    let mut pip = Command::new(python);
+    shell::run(
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(PYTHON_TOOLS),
+    )
+}
+
+// The rule against renaming protects run directories; this folder is a download.
+#[allow(clippy::disallowed_methods)]
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
+}

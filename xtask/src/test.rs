@@ -1,0 +1,37 @@
+//! `cargo xtask test`: everything that CI checks, the test runner's summary last.
+
+use crate::{deps, schema, setup, shell};
+use anyhow::Result;
+
+/// Which part to run.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Skip formatting and lints.
+    #[arg(long)]
+    no_lints: bool,
+    /// Passed on to the test runner, after `--`.
+    #[arg(last = true)]
+    runner: Vec<String>,
+}
+
+/// Sets up, then checks from cheap to dear.
+pub fn run(args: &Args) -> Result<()> {
+    setup::run()?;
+    deps::run()?;
+    if !args.no_lints {
+        shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
+        shell::run(shell::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    }
+    // Black-box tests start the step binaries, which no test target builds by itself.
+    shell::run(shell::cargo().args(["build", "--workspace"]))?;
+    schema::run(true)?;
+    shell::run(std::process::Command::new("target/debug/equipoise-verify").arg("tests/oracle"))?;
+    let nextest = shell::succeeds("cargo", &["nextest", "--version"]);
+    let mut runner = shell::cargo();
+    match nextest {
+        true => runner.args(["nextest", "run", "--workspace"]).args(&args.runner),
+        false => runner.args(["test", "--workspace", "--"]).arg("--test-threads=2").args(&args.runner),
+    };
+    // Two cores: parallel tests and their libraries would otherwise fight for them.
+    shell::run(runner.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1"))
+}
