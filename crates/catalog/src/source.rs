@@ -1,0 +1,66 @@
+//! Where the images of a split come from.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Files of one split, by format. Relative paths start at the folder of the configuration file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "format", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Source {
+    /// MNIST's format, plain or `.gz`.
+    Idx {
+        /// Images, unsigned bytes, `[n, h, w]`.
+        images: PathBuf,
+        /// Labels, unsigned bytes, `[n]`.
+        labels: PathBuf,
+    },
+    /// CIFAR-10 binary records, plain or `.gz`, read one after the other.
+    Cifar10 {
+        /// Batch files.
+        files: Vec<PathBuf>,
+    },
+    /// CIFAR-100 binary records with their fine labels, plain or `.gz`.
+    Cifar100 {
+        /// Batch files.
+        files: Vec<PathBuf>,
+    },
+    /// A folder of class folders with JPEG or PNG files; classes and files are sorted by name.
+    Folder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A text file of `path label` lines, as ImageNet-LT.
+    List {
+        /// The list.
+        file: PathBuf,
+        /// Where its paths start.
+        root: PathBuf,
+    },
+}
+
+impl Source {
+    /// The files and folders named, for checks before a run and for messages.
+    pub fn paths(&self) -> Vec<&PathBuf> {
+        match self {
+            Self::Idx { images, labels } => vec![images, labels],
+            Self::Cifar10 { files } | Self::Cifar100 { files } => files.iter().collect(),
+            Self::Folder { path } => vec![path],
+            Self::List { file, root } => vec![file, root],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_are_tagged_and_strict() {
+        let parse = |text: &str| serde_json::from_str::<Source>(text);
+        let folder = parse(r#"{"format": "folder", "path": "photos"}"#).unwrap();
+        assert_eq!(folder, Source::Folder { path: "photos".into() });
+        assert!(parse(r#"{"format": "folder", "path": "photos", "root": "."}"#).is_err());
+        assert!(parse(r#"{"format": "webdataset", "path": "photos"}"#).is_err());
+    }
+}

@@ -1,0 +1,218 @@
+//! The layers that our models are made of, named and shaped as in PyTorch.
+
+use crate::params::{Init, Scope};
+use std::cell::RefCell;
+use tch::{Device, Kind, Tensor};
+
+/// `torch.nn.Conv2d`, zero padding.
+#[derive(Debug)]
+pub struct Conv2d {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    stride: i64,
+    padding: i64,
+    groups: i64,
+}
+
+/// Shape of a [`Conv2d`]; unset fields are PyTorch's defaults except `bias`, which must be said.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv2dConfig {
+    /// Kernel height and width.
+    pub kernel: i64,
+    /// Stride.
+    pub stride: i64,
+    /// Zero padding on all sides.
+    pub padding: i64,
+    /// Groups.
+    pub groups: i64,
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// Initialisation of the weight; PyTorch's default when `None`.
+    pub init: Option<Init>,
+}
+
+impl Conv2dConfig {
+    /// A kernel that keeps the size (`padding = kernel / 2`), stride 1, with bias.
+    pub fn same(kernel: i64) -> Self {
+        Self { kernel, stride: 1, padding: kernel / 2, groups: 1, bias: true, init: None }
+    }
+}
+
+impl Conv2d {
+    /// Creates `weight` [out, in/groups, k, k] and maybe `bias` [out].
+    pub fn new(scope: &Scope, input: i64, output: i64, config: Conv2dConfig) -> Self {
+        let Conv2dConfig { kernel, stride, padding, groups, bias, init } = config;
+        let shape = [output, input / groups, kernel, kernel];
+        let default = Init::default_for(shape[1..].iter().product());
+        let weight = scope.param("weight", &shape, init.unwrap_or(default));
+        let bias = bias.then(|| {
+            scope.param("bias", &[output], if init.is_some() { Init::Constant(0.) } else { default })
+        });
+        Self { weight, bias, stride, padding, groups }
+    }
+
+    /// [N, in, H, W] to [N, out, H', W'].
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        x.conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], self.groups)
+    }
+}
+
+/// `torch.nn.Linear`.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Creates `weight` [out, in] and `bias` [out] with PyTorch's defaults.
+    pub fn new(scope: &Scope, input: i64, output: i64) -> Self {
+        Self::with(scope, input, output, true, None)
+    }
+
+    /// The same with a choice of bias and weight initialisation (then the bias starts at 0).
+    pub fn with(scope: &Scope, input: i64, output: i64, bias: bool, init: Option<Init>) -> Self {
+        let default = Init::default_for(input);
+        let bias_init = if init.is_some() { Init::Constant(0.) } else { default };
+        Self::with_init(scope, input, output, init.unwrap_or(default), bias.then_some(bias_init))
+    }
+
+    /// The same with both initialisations; no bias for `None`.
+    pub fn with_init(scope: &Scope, input: i64, output: i64, weight: Init, bias: Option<Init>) -> Self {
+        let weight = scope.param("weight", &[output, input], weight);
+        let bias = bias.map(|init| scope.param("bias", &[output], init));
+        Self { weight, bias }
+    }
+
+    /// [.., in] to [.., out].
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+/// `torch.nn.GroupNorm` with affine parameters.
+#[derive(Debug)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: i64,
+    eps: f64,
+}
+
+impl GroupNorm {
+    /// Creates `weight` and `bias` [channels].
+    pub fn new(scope: &Scope, groups: i64, channels: i64, eps: f64) -> Self {
+        let weight = scope.param("weight", &[channels], Init::Constant(1.));
+        let bias = scope.param("bias", &[channels], Init::Constant(0.));
+        Self { weight, bias, groups, eps }
+    }
+
+    /// Keeps the shape [N, C, ..].
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, false)
+    }
+}
+
+/// `torch.nn.Embedding`.
+#[derive(Debug)]
+pub struct Embedding {
+    weight: Tensor,
+}
+
+impl Embedding {
+    /// Creates `weight` [count, dim], N(0, 1).
+    pub fn new(scope: &Scope, count: i64, dim: i64) -> Self {
+        Self { weight: scope.param("weight", &[count, dim], Init::Normal(1.)) }
+    }
+
+    /// Indices [N] to [N, dim].
+    pub fn forward(&self, index: &Tensor) -> Tensor {
+        Tensor::embedding(&self.weight, index, -1, false, false)
+    }
+}
+
+/// Whether batch statistics or running statistics normalise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Batch statistics, which are noted for the running ones.
+    Train,
+    /// Running statistics.
+    Eval,
+}
+
+/// `torch.nn.BatchNorm2d` whose running statistics move only when told.
+///
+/// In training a step has several micro-batches, on several ranks. Each forward notes its own batch mean and
+/// unbiased variance; [`BatchNorm2d::apply`] then folds those of all ranks in, in micro-batch order, so that the
+/// running statistics do not depend on the number of ranks (DESIGN "Elastic training").
+#[derive(Debug)]
+pub struct BatchNorm2d {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    momentum: f64,
+    eps: f64,
+    noted: RefCell<Option<(Tensor, Tensor)>>,
+}
+
+impl BatchNorm2d {
+    /// PyTorch's names and defaults: momentum 0.1, eps 1e-5, weight 1, bias 0.
+    pub fn new(scope: &Scope, channels: i64) -> Self {
+        Self {
+            weight: scope.param("weight", &[channels], Init::Constant(1.)),
+            bias: scope.param("bias", &[channels], Init::Constant(0.)),
+            running_mean: scope.buffer("running_mean", &[channels], 0.),
+            running_var: scope.buffer("running_var", &[channels], 1.),
+            num_batches_tracked: scope.counter("num_batches_tracked"),
+            momentum: 0.1,
+            eps: 1e-5,
+            noted: RefCell::new(None),
+        }
+    }
+
+    /// Number of channels.
+    pub fn channels(&self) -> i64 {
+        self.weight.size()[0]
+    }
+
+    /// Kind and device of the statistics.
+    pub fn options(&self) -> (Kind, Device) {
+        (self.running_mean.kind(), self.running_mean.device())
+    }
+
+    /// Keeps the shape [N, C, H, W].
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
+        let (weight, bias) = (Some(&self.weight), Some(&self.bias));
+        match mode {
+            Mode::Eval => {
+                let (mean, var) = (Some(&self.running_mean), Some(&self.running_var));
+                x.batch_norm(weight, bias, mean, var, false, self.momentum, self.eps, false)
+            }
+            Mode::Train => {
+                // Momentum 1 makes the kernel write the batch's own mean and unbiased variance into these two.
+                let (mean, var) = (self.running_mean.zeros_like(), self.running_var.zeros_like());
+                let out = x.batch_norm(weight, bias, Some(&mean), Some(&var), true, 1.0, self.eps, false);
+                *self.noted.borrow_mut() = Some((mean, var));
+                out
+            }
+        }
+    }
+
+    /// The batch mean and unbiased variance of the last training forward, [2, C]; `None` if there was none since.
+    pub fn take_statistics(&self) -> Option<Tensor> {
+        self.noted.borrow_mut().take().map(|(mean, var)| Tensor::stack(&[mean, var], 0))
+    }
+
+    /// Moves the running statistics by one micro-batch, given as [2, C].
+    pub fn apply(&self, statistics: &Tensor) {
+        tch::no_grad(|| {
+            let (mut mean, mut var) = (self.running_mean.shallow_clone(), self.running_var.shallow_clone());
+            let _ = mean.g_mul_scalar_(1. - self.momentum).g_add_(&(statistics.get(0) * self.momentum));
+            let _ = var.g_mul_scalar_(1. - self.momentum).g_add_(&(statistics.get(1) * self.momentum));
+            let _ = self.num_batches_tracked.shallow_clone().g_add_scalar_(1);
+        });
+    }
+}

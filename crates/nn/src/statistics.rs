@@ -1,0 +1,159 @@
+//! BatchNorm statistics of a step's micro-batches, the same on every world size.
+//!
+//! Each micro-batch is normalised by its own statistics; the running ones then take in all of a step's, in
+//! micro-batch order, on every rank.
+
+use crate::layers::BatchNorm2d;
+use crate::reduce::Ownership;
+use crate::weights::raw_bytes;
+use equipoise_base::{Error, ExitCode, Result};
+use equipoise_comm::Comm;
+use tch::Tensor;
+
+/// A part of a model, or a whole one.
+pub trait Module {
+    /// All batch normalisations within, in a fixed order.
+    fn batch_norms(&self) -> Vec<&BatchNorm2d>;
+}
+
+/// What the last training forward noted in `norms`, flat: mean and unbiased variance of each, in order. `None` if
+/// there is no batch normalisation at all.
+///
+/// # Errors
+/// 101 if one of them took no part in that forward.
+pub fn take_statistics(norms: &[&BatchNorm2d]) -> Result<Option<Tensor>> {
+    let noted: Option<Vec<Tensor>> =
+        norms.iter().map(|norm| norm.take_statistics().map(|statistics| statistics.view([-1]))).collect();
+    match noted {
+        Some(parts) if parts.is_empty() => Ok(None),
+        Some(parts) => Ok(Some(Tensor::cat(&parts, 0))),
+        None => Err(Error::new(ExitCode::Bug, "a batch normalisation took no part in the training forward")),
+    }
+}
+
+/// Moves the running statistics of `norms` on every rank by all micro-batches of a step, in their order.
+///
+/// `own` are this rank's, as [`take_statistics`] gave them after each forward, ascending. Collective, unless there
+/// is no batch normalisation.
+///
+/// # Errors
+/// 78 for a world size that cannot share the micro-batches; 101 if a rank sent something else; those of the
+/// gathering.
+pub fn gather_statistics(
+    comm: &dyn Comm,
+    micro_batches: usize,
+    norms: &[&BatchNorm2d],
+    own: &[Tensor],
+) -> Result<()> {
+    let Some(first) = norms.first() else { return Ok(()) };
+    let ownership = Ownership::new(micro_batches, comm.size())?;
+    let (kind, device) = first.options();
+    let length: i64 = norms.iter().map(|norm| 2 * norm.channels()).sum();
+    let width = length as usize * kind.elt_size_in_bytes();
+    let bytes: Vec<u8> = own.iter().flat_map(raw_bytes).collect();
+    for (rank, bytes) in comm.all_gather(&bytes)?.into_iter().enumerate() {
+        let (count, got) = (ownership.of_rank(rank).len(), bytes.len());
+        if got != count * width {
+            let message =
+                format!("rank {rank} sent {got} bytes of statistics, expected {count} times {width}");
+            return Err(Error::new(ExitCode::Bug, message));
+        }
+        for row in bytes.chunks(width) {
+            apply(norms, &Tensor::from_data_size(row, &[length], kind).to_device(device));
+        }
+    }
+    Ok(())
+}
+
+/// Moves the running statistics by one micro-batch.
+fn apply(norms: &[&BatchNorm2d], statistics: &Tensor) {
+    let mut offset = 0;
+    for norm in norms {
+        let channels = norm.channels();
+        norm.apply(&statistics.narrow(0, offset, 2 * channels).view([2, channels]));
+        offset += 2 * channels;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Params;
+    use crate::layers::Mode;
+    use equipoise_comm::threads;
+    use tch::{Device, Kind};
+
+    struct Pair(BatchNorm2d, BatchNorm2d);
+
+    impl Module for Pair {
+        fn batch_norms(&self) -> Vec<&BatchNorm2d> {
+            vec![&self.0, &self.1]
+        }
+    }
+
+    fn input(index: usize) -> Tensor {
+        (Tensor::arange(2 * 3 * 4, (Kind::Float, Device::Cpu)) * (index as f64 + 0.3))
+            .sin()
+            .view([2, 3, 2, 2])
+    }
+
+    /// The state after two steps of `micro_batches`.
+    fn state(comm: &dyn Comm, micro_batches: usize) -> Vec<(String, Vec<u8>)> {
+        let params = Params::new(0, Kind::Float, Device::Cpu);
+        let pair =
+            Pair(BatchNorm2d::new(&params.root().sub("a"), 3), BatchNorm2d::new(&params.root().sub("b"), 3));
+        let ownership = Ownership::new(micro_batches, comm.size()).unwrap();
+        for step in 0..2 {
+            let mut own = Vec::new();
+            for index in ownership.of_rank(comm.rank()) {
+                let x = input(step * micro_batches + index);
+                let _ = pair.1.forward(&pair.0.forward(&x, Mode::Train).relu(), Mode::Train);
+                own.extend(take_statistics(&pair.batch_norms()).unwrap());
+            }
+            gather_statistics(comm, micro_batches, &pair.batch_norms(), &own).unwrap();
+        }
+        params.all().into_iter().map(|(name, tensor)| (name, raw_bytes(&tensor))).collect()
+    }
+
+    #[test]
+    fn every_world_size_gives_the_same_running_statistics() {
+        for micro_batches in [1, 3, 4] {
+            let alone = threads::run(1, |comm| state(&comm, micro_batches)).remove(0);
+            for world in Ownership::world_sizes(micro_batches) {
+                for (rank, state) in
+                    threads::run(world, |comm| state(&comm, micro_batches)).into_iter().enumerate()
+                {
+                    assert!(state == alone, "{micro_batches} micro-batches, rank {rank} of {world}");
+                }
+            }
+        }
+    }
+
+    /// With one rank the running statistics are those of torch.nn.BatchNorm2d fed the micro-batches in turn.
+    #[test]
+    fn as_in_pytorch() {
+        let params = Params::new(0, Kind::Float, Device::Cpu);
+        let norm = BatchNorm2d::new(&params.root(), 3);
+        let (mean, var) =
+            (Tensor::zeros([3], (Kind::Float, Device::Cpu)), Tensor::ones([3], (Kind::Float, Device::Cpu)));
+        for index in 0..4 {
+            let x = input(index);
+            let ours = norm.forward(&x, Mode::Train);
+            norm.apply(&take_statistics(&[&norm]).unwrap().unwrap().view([2, 3]));
+            let theirs = x.batch_norm(None::<&Tensor>, None, Some(&mean), Some(&var), true, 0.1, 1e-5, false);
+            assert!(ours.allclose(&theirs, 1e-6, 1e-6, false));
+        }
+        let state: std::collections::BTreeMap<_, _> = params.all().into_iter().collect();
+        assert!(state["running_mean"].allclose(&mean, 1e-6, 1e-7, false));
+        assert!(state["running_var"].allclose(&var, 1e-6, 1e-7, false));
+        assert_eq!(state["num_batches_tracked"].int64_value(&[]), 4);
+    }
+
+    #[test]
+    fn a_norm_that_did_not_run_is_told() {
+        let params = Params::new(0, Kind::Float, Device::Cpu);
+        let norm = BatchNorm2d::new(&params.root(), 3);
+        assert_eq!(take_statistics(&[&norm]).unwrap_err().code(), ExitCode::Bug);
+        assert!(take_statistics(&[]).unwrap().is_none());
+    }
+}
