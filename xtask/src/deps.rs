@@ -32,12 +32,8 @@ const TIERS: &[(&str, u32)] = &[
 const SIDEWAYS: &[(&str, &str)] = &[("workplan", "catalog"), ("diffusion", "metrics")];
 
 /// Crates that may link each native library; everything else must stay free of it.
-const NATIVE: &[(&str, &[&str])] = &[
-    ("mpi", &["comm-mpi"]),
-    ("hdf5-metno", &["shards"]),
-    ("hdf5-metno-sys", &["shards"]),
-    ("cudarc", &["comm-nccl"]),
-];
+const NATIVE: &[(&str, &[&str])] =
+    &[("mpi", &["comm-mpi"]), ("hdf5-metno", &["shards"]), ("hdf5-metno-sys", &["shards"])];
 
 /// The first tier whose crates may use tensors.
 const FIRST_TENSOR_TIER: u32 = 3;

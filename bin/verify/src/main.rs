@@ -11,10 +11,13 @@ use std::time::Instant;
 
 /// Check the numerics of this build against cases computed by the reference packages.
 #[derive(Debug, Parser)]
-#[command(name = "equipoise verify", after_help = "Examples:\n  \
+#[command(
+    name = "equipoise verify",
+    after_help = "Examples:\n  \
     equipoise verify tests/oracle\n  \
     equipoise verify tests/oracle --kind resnet --kind ddim\n  \
-    equipoise verify tests/oracle --case '*f64*' --output json")]
+    equipoise verify tests/oracle --case '*f64*' --output json"
+)]
 struct Cli {
     /// A folder of kinds, one kind, or one case.
     dir: PathBuf,
@@ -58,7 +61,11 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         let label = label(dir);
         let outcome = check(dir);
         let ok = matches!(&outcome, Ok(worst) if worst.ratio <= 1.0);
-        if ok { passed += 1 } else { failed += 1 }
+        if ok {
+            passed += 1
+        } else {
+            failed += 1
+        }
         print(cli, &label, ok, &outcome, start.elapsed().as_secs_f64());
     }
     match cli.output.as_str() {
@@ -120,7 +127,9 @@ fn find_cases(dir: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> 
 }
 
 fn selected(cli: &Cli, dir: &Path) -> bool {
-    let part = |n: usize| dir.iter().rev().nth(n).map(|part| part.to_string_lossy().into_owned()).unwrap_or_default();
+    let part = |n: usize| {
+        dir.iter().rev().nth(n).map(|part| part.to_string_lossy().into_owned()).unwrap_or_default()
+    };
     (cli.kinds.is_empty() || cli.kinds.contains(&part(1)))
         && cli.case.as_ref().is_none_or(|glob| matches(glob.as_bytes(), part(0).as_bytes()))
 }

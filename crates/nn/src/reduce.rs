@@ -5,68 +5,11 @@
 //! itself, and the levels above by a butterfly in which every element still meets the same partners in the same
 //! order. Addition of two floats commutes, so only this association decides the bits.
 
-use equipoise_base::{Result, ensure};
+use equipoise_base::Result;
 use equipoise_comm::Comm;
+pub use equipoise_workplan::ranks::Ownership;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
-
-/// Who owns which micro-batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ownership {
-    micro_batches: usize,
-    leaves_per_rank: usize,
-}
-
-impl Ownership {
-    /// Spreads the micro-batches of a step over `world` ranks.
-    ///
-    /// # Errors
-    /// 78 naming the allowed world sizes, if the ranks would not hold whole subtrees.
-    pub fn new(micro_batches: usize, world: usize) -> Result<Self> {
-        ensure!(micro_batches > 0, Config, "a training step needs at least one micro-batch");
-        let allowed = Self::world_sizes(micro_batches);
-        ensure!(
-            allowed.contains(&world),
-            Config,
-            "{world} ranks cannot share the {micro_batches} micro-batches of a training step with the same bits; \
-             run on {} ranks",
-            one_of(&allowed)
-        );
-        Ok(Self { micro_batches, leaves_per_rank: micro_batches.next_power_of_two() / world })
-    }
-
-    /// World sizes on which a step of so many micro-batches gives the same bits, ascending.
-    pub fn world_sizes(micro_batches: usize) -> Vec<usize> {
-        let padded = micro_batches.next_power_of_two();
-        std::iter::successors(Some(1usize), |size| size.checked_mul(2))
-            .take_while(|&size| size <= padded)
-            .collect()
-    }
-
-    /// Number of micro-batches of a step.
-    pub fn micro_batches(&self) -> usize {
-        self.micro_batches
-    }
-
-    /// The micro-batches of `rank`, ascending; maybe none.
-    pub fn of_rank(&self, rank: usize) -> Range<usize> {
-        self.of_ranks(rank..rank + 1)
-    }
-
-    /// The micro-batches of a range of ranks.
-    fn of_ranks(&self, ranks: Range<usize>) -> Range<usize> {
-        let clip = |rank: usize| (rank * self.leaves_per_rank).min(self.micro_batches);
-        clip(ranks.start)..clip(ranks.end)
-    }
-}
-
-fn one_of(sizes: &[usize]) -> String {
-    let texts: Vec<String> = sizes.iter().map(usize::to_string).collect();
-    match texts.split_last() {
-        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
-        _ => texts.concat(),
-    }
-}
 
 /// Sums one step's flat gradients over all micro-batches of all ranks.
 pub struct GradientTree<'a> {

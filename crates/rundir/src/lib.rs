@@ -12,7 +12,7 @@
 //! | [`layout`], [`identity`], [`stage`] | names of everything in a run directory; opening a stage |
 //! | [`records`] | which rows of `metrics.jsonl` count after restarts |
 //! | [`scratch`], [`space`] | what is unfinished and its removal; room for the plan |
-//! | [`signals`] | the request to stop: signals and the end of the job |
+//! | [`signals`] | the end of the job |
 //! | [`vfs`], [`real`], [`fault`] | the file system behind a trait: the real one, and one that crashes on demand |
 
 mod acquire;
@@ -42,7 +42,7 @@ pub use layout::{RunDir, StageDir, StageKey};
 pub use lease::{Lease, LeaseGuard};
 pub use process::Process;
 pub use real::RealFs;
-pub use signals::{Deadline, StopFlag};
+pub use signals::Deadline;
 pub use stage::Stage;
 pub use vfs::Vfs;
 pub use writer::CheckpointWriter;

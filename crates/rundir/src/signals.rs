@@ -1,113 +1,12 @@
-//! The request to stop: signals, the end of the job, and the program itself.
+//! The end of the job, and threads that must not be interrupted by the request to stop.
 //!
-//! The handler stores one number and does nothing else. What stops, where, and what is committed first is decided by
-//! the loops, which ask [`StopFlag::reason`] at their boundaries. TERM (Slurm, preemption) and USR2 (our launcher)
-//! are handled; USR1 is left to NCCL and INT to the launcher.
+//! The request itself is `comm::StopFlag`: loops look at it, and at the [`Deadline`], at their boundaries.
 
 use equipoise_base::clock::Clock;
-use equipoise_base::{Error, ExitCode, Result};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 /// The signals that ask for a stop.
 pub const STOP_SIGNALS: [i32; 2] = [libc::SIGTERM, libc::SIGUSR2];
-
-/// The last stop signal received by this process; 0 for none.
-static RECEIVED: AtomicI32 = AtomicI32::new(0);
-
-extern "C" fn note(signal: libc::c_int) {
-    RECEIVED.store(signal, Ordering::Release);
-}
-
-/// Why to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopReason {
-    /// A signal, by number.
-    Signal(i32),
-    /// The end of the job is closer than a commit takes.
-    Deadline,
-    /// The program asked: a peer rank stops, or the watchdog found one lost.
-    Asked,
-}
-
-/// Whether to stop; clones share it. Never goes back to "go on".
-#[derive(Clone, Debug, Default)]
-pub struct StopFlag {
-    asked: Arc<AtomicI32>,
-    /// Whether signals count.
-    listens: bool,
-}
-
-/// Values of `asked`.
-const ASKED: i32 = 1;
-const DEADLINE: i32 = 2;
-
-impl StopFlag {
-    /// A flag that no signal sets.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Installs the handlers for [`STOP_SIGNALS`]; a flag that they set.
-    ///
-    /// # Errors
-    /// 74 if the operating system refuses a handler.
-    pub fn install() -> Result<Self> {
-        for signal in STOP_SIGNALS {
-            // SAFETY: sigaction is plain data for which all zeros is a valid value.
-            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-            action.sa_sigaction = note as *const () as libc::sighandler_t;
-            // Interrupted system calls go on: code that we did not write need not know about EINTR.
-            action.sa_flags = libc::SA_RESTART;
-            // SAFETY: the handler only stores to an atomic, which is async-signal-safe; the pointers are valid.
-            let result = unsafe {
-                libc::sigemptyset(&mut action.sa_mask);
-                libc::sigaction(signal, &action, std::ptr::null_mut())
-            };
-            if result != 0 {
-                let source = std::io::Error::last_os_error();
-                let message = format!("cannot install a handler for signal {signal}: {source}");
-                return Err(Error::new(ExitCode::Io, message).caused_by(source));
-            }
-        }
-        Ok(Self { asked: Arc::default(), listens: true })
-    }
-
-    /// Asks for a stop from within the program.
-    pub fn ask(&self) {
-        self.set(ASKED);
-    }
-
-    /// Asks for a stop if the deadline is due.
-    pub fn ask_if_due(&self, deadline: &Deadline, clock: &dyn Clock) {
-        if deadline.is_due(clock) {
-            self.set(DEADLINE);
-        }
-    }
-
-    /// The first reason stays.
-    fn set(&self, reason: i32) {
-        let _ = self.asked.compare_exchange(0, reason, Ordering::AcqRel, Ordering::Acquire);
-    }
-
-    /// Why to stop; none to go on. A signal comes before other reasons.
-    pub fn reason(&self) -> Option<StopReason> {
-        match (self.listens, RECEIVED.load(Ordering::Acquire)) {
-            (true, signal) if signal != 0 => Some(StopReason::Signal(signal)),
-            _ => match self.asked.load(Ordering::Acquire) {
-                0 => None,
-                DEADLINE => Some(StopReason::Deadline),
-                _ => Some(StopReason::Asked),
-            },
-        }
-    }
-
-    /// Whether to stop.
-    pub fn is_set(&self) -> bool {
-        self.reason().is_some()
-    }
-}
 
 /// Blocks the stop signals and INT in the calling thread, so that the main thread gets them.
 pub fn block_in_this_thread() {
@@ -168,29 +67,16 @@ mod tests {
     use equipoise_base::clock::FakeClock;
 
     #[test]
-    fn the_first_reason_stays_and_clones_share_it() {
-        let flag = StopFlag::new();
-        let other = flag.clone();
-        assert_eq!(flag.reason(), None);
-        other.ask();
-        other.set(DEADLINE);
-        assert_eq!(flag.reason(), Some(StopReason::Asked));
-    }
-
-    #[test]
     fn the_deadline_leaves_three_commits_and_ignores_clock_jumps() {
         let clock = FakeClock::default();
         clock.set_wall(4_000_000_000.0); // beyond 2038
         let mut deadline = Deadline::from_slurm(Some("4000000100\n"), Duration::from_secs(5), &clock);
-        let flag = StopFlag::new();
         clock.set_wall(0.0);
         clock.advance(Duration::from_secs(84));
-        flag.ask_if_due(&deadline, &clock);
-        assert!(!flag.is_set(), "16 s are left and 15 s are needed");
+        assert!(!deadline.is_due(&clock), "16 s are left and 15 s are needed");
         deadline.measured(Duration::from_secs(6));
         clock.set_wall(1e12);
-        flag.ask_if_due(&deadline, &clock);
-        assert_eq!(flag.reason(), Some(StopReason::Deadline), "18 s are needed now");
+        assert!(deadline.is_due(&clock), "18 s are needed now");
     }
 
     #[test]

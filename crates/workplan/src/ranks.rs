@@ -1,41 +1,67 @@
 //! Which micro-batches a rank computes.
+//!
+//! Gradients are summed along one binary tree over micro-batch indices, padded to the next power of two. A rank holds a
+//! whole subtree, so world sizes are powers of two up to the padded number; any other would add in another order.
 
-use equipoise_base::{Result, bail, ensure};
+use equipoise_base::{Result, ensure};
 use std::ops::Range;
 
-/// The micro-batches of `rank` out of `micro_batches` per step: consecutive, and a whole subtree of the gradient tree.
-///
-/// The tree pairs neighbours level by level, `(0 1) (2 3) ..`; a last one without a partner goes up as it is. So a
-/// rank holds whole subtrees when every rank has the same power of two of micro-batches, or when there is one rank.
-/// Only then do all world sizes give the same bits.
-///
-/// # Errors
-/// 78 for a world size that cannot match, naming those that can.
-pub fn micro_batches_of(micro_batches: usize, world: usize, rank: usize) -> Result<Range<usize>> {
-    ensure!(
-        micro_batches > 0 && rank < world,
-        Config,
-        "rank {rank} of {world} has no part of {micro_batches} micro-batches"
-    );
-    if !holds_subtrees(micro_batches, world) {
-        let possible: Vec<String> = world_sizes(micro_batches).iter().map(usize::to_string).collect();
-        let possible = possible.join(", ");
-        bail!(
+/// Who owns which micro-batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ownership {
+    micro_batches: usize,
+    leaves_per_rank: usize,
+}
+
+impl Ownership {
+    /// Spreads the micro-batches of a step over `world` ranks.
+    ///
+    /// # Errors
+    /// 78 naming the allowed world sizes, if the ranks would not hold whole subtrees.
+    pub fn new(micro_batches: usize, world: usize) -> Result<Self> {
+        ensure!(micro_batches > 0, Config, "a training step needs at least one micro-batch");
+        let allowed = Self::world_sizes(micro_batches);
+        ensure!(
+            allowed.contains(&world),
             Config,
-            "{world} ranks cannot share {micro_batches} micro-batches with the same bits; use {possible} ranks"
+            "{world} ranks cannot share the {micro_batches} micro-batches of a training step with the same bits; \
+             run on {} ranks",
+            one_of(&allowed)
         );
+        Ok(Self { micro_batches, leaves_per_rank: micro_batches.next_power_of_two() / world })
     }
-    let each = micro_batches / world;
-    Ok(rank * each..(rank + 1) * each)
+
+    /// World sizes on which a step of so many micro-batches gives the same bits, ascending.
+    pub fn world_sizes(micro_batches: usize) -> Vec<usize> {
+        let padded = micro_batches.next_power_of_two();
+        std::iter::successors(Some(1usize), |size| size.checked_mul(2))
+            .take_while(|&size| size <= padded)
+            .collect()
+    }
+
+    /// Number of micro-batches of a step.
+    pub fn micro_batches(&self) -> usize {
+        self.micro_batches
+    }
+
+    /// The micro-batches of `rank`, ascending; maybe none.
+    pub fn of_rank(&self, rank: usize) -> Range<usize> {
+        self.of_ranks(rank..rank + 1)
+    }
+
+    /// The micro-batches of a range of ranks, ascending.
+    pub fn of_ranks(&self, ranks: Range<usize>) -> Range<usize> {
+        let clip = |rank: usize| (rank * self.leaves_per_rank).min(self.micro_batches);
+        clip(ranks.start)..clip(ranks.end)
+    }
 }
 
-/// World sizes that give the same bits, ascending.
-pub fn world_sizes(micro_batches: usize) -> Vec<usize> {
-    (1..=micro_batches).filter(|&world| holds_subtrees(micro_batches, world)).collect()
-}
-
-fn holds_subtrees(micro_batches: usize, world: usize) -> bool {
-    world == 1 || (micro_batches.is_multiple_of(world) && (micro_batches / world).is_power_of_two())
+fn one_of(sizes: &[usize]) -> String {
+    let texts: Vec<String> = sizes.iter().map(usize::to_string).collect();
+    match texts.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => texts.concat(),
+    }
 }
 
 #[cfg(test)]
@@ -43,14 +69,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_subtrees_only() {
-        assert_eq!(world_sizes(8), [1, 2, 4, 8]);
-        assert_eq!(world_sizes(6), [1, 3, 6]);
-        assert_eq!(world_sizes(12), [1, 3, 6, 12]);
-        assert_eq!(micro_batches_of(8, 4, 3).unwrap(), 6..8);
-        let error = micro_batches_of(8, 3, 0).unwrap_err();
+    fn ranks_partition_the_micro_batches_for_every_allowed_world() {
+        for micro_batches in 1..40 {
+            for world in Ownership::world_sizes(micro_batches) {
+                let ownership = Ownership::new(micro_batches, world).unwrap();
+                let all: Vec<usize> = (0..world).flat_map(|rank| ownership.of_rank(rank)).collect();
+                assert!(all.iter().copied().eq(0..micro_batches), "{micro_batches} over {world}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_worlds_are_refused_with_the_possible_ones() {
+        assert_eq!(Ownership::world_sizes(6), [1, 2, 4, 8]);
+        let error = Ownership::new(2, 3).unwrap_err();
         assert_eq!(error.code(), equipoise_base::ExitCode::Config);
-        assert!(error.to_string().ends_with("use 1, 2, 4, 8 ranks"), "{error}");
-        assert!(micro_batches_of(8, 4, 4).is_err() && micro_batches_of(0, 1, 0).is_err());
+        assert!(error.message().contains("1 or 2 ranks"), "{error}");
     }
 }

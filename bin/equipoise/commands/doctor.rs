@@ -1,0 +1,125 @@
+//! `equipoise doctor`: is everything there that a run needs?
+
+use crate::output::{self, Colour, Format};
+use crate::{runner, steps};
+use equipoise_base::{ExitCode, Result};
+use equipoise_config::BUILD_ID;
+use equipoise_rundir::{RealFs, Vfs};
+use equipoise_telemetry::Host;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Check this machine and this installation.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  equipoise doctor\n  equipoise doctor --root /scratch/me --output json\n\n\
+    Exits 1 if a check fails."
+)]
+pub struct Args {
+    /// Where runs are to be made.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    root: PathBuf,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// What a check found.
+#[derive(Debug, Serialize)]
+struct Finding {
+    check: String,
+    passed: bool,
+    found: String,
+}
+
+impl Finding {
+    fn new(check: impl Into<String>, found: std::result::Result<String, String>) -> Self {
+        let passed = found.is_ok();
+        Self { check: check.into(), passed, found: found.unwrap_or_else(|reason| reason) }
+    }
+}
+
+/// Checks.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let mut findings = vec![Finding::new("equipoise", Ok(format!("build {BUILD_ID}")))];
+    findings.extend(steps::PROGRAMS.map(program));
+    findings.extend(libraries());
+    findings.push(Finding::new("mpirun", mpirun()));
+    findings.push(Finding::new("machine", machine()));
+    findings.push(Finding::new("free space", free_space(&args.root)));
+    let passed = findings.iter().all(|finding| finding.passed);
+    match args.output {
+        Format::Json => output::json(&findings),
+        Format::Text => {
+            for Finding { check, passed, found } in &findings {
+                let (verdict, colour) = if *passed { ("ok  ", Colour::Good) } else { ("FAIL", Colour::Bad) };
+                output::line(format!("{} {check:<20} {found}", output::coloured(verdict, colour)));
+            }
+        }
+    }
+    Ok(if passed { ExitCode::Done } else { ExitCode::CheckFailed })
+}
+
+fn program(name: &str) -> Finding {
+    let found = match steps::build_id(name) {
+        Ok(id) if id == BUILD_ID => Ok(format!("build {id}")),
+        Ok(id) => Err(format!("build {id}, but equipoise is of build {BUILD_ID}: build them together")),
+        Err(error) => Err(error.to_string()),
+    };
+    Finding::new(name, found)
+}
+
+/// The native libraries that a step binary would load.
+fn libraries() -> Vec<Finding> {
+    let linked =
+        steps::find("equipoise-train").map_err(|error| error.to_string()).and_then(|path| ldd(&path));
+    let library = |prefix: &str| {
+        let linked = linked.as_ref().map_err(Clone::clone)?;
+        let line = linked.lines().map(str::trim).find(|line| line.starts_with(prefix));
+        let place = line.and_then(|line| line.split_once("=> "));
+        match (line, place) {
+            (_, Some((_, "not found"))) => {
+                Err(format!("{prefix}*.so is linked but not found: check LD_LIBRARY_PATH"))
+            }
+            (_, Some((_, place))) => Ok(place.split(" (").next().unwrap_or(place).to_string()),
+            (Some(line), None) => Ok(line.to_string()),
+            (None, None) => Ok("linked statically, or not used".into()),
+        }
+    };
+    let torch = match library("libtorch_cpu") {
+        Ok(place) if place.starts_with("linked") => Err("equipoise-train is not linked with libtorch".into()),
+        found => found,
+    };
+    vec![
+        Finding::new("libtorch", torch),
+        Finding::new("HDF5", library("libhdf5")),
+        Finding::new("MPI", library("libmpi")),
+    ]
+}
+
+fn ldd(path: &Path) -> std::result::Result<String, String> {
+    let output = Command::new("ldd").arg(path).output().map_err(|error| format!("ldd: {error}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn mpirun() -> std::result::Result<String, String> {
+    let path = runner::mpirun().map_err(|error| error.to_string())?;
+    let flavour = equipoise_comm::mpirun::Flavour::detect(&path).map_err(|error| error.to_string())?;
+    Ok(format!("{} ({flavour:?})", path.display()))
+}
+
+fn machine() -> std::result::Result<String, String> {
+    let Host { name, cpu, cpus, memory, system } = Host::here();
+    Ok(format!("{name}: {cpus} CPUs ({cpu}), {} memory, {system}", output::bytes(memory)))
+}
+
+fn free_space(root: &Path) -> std::result::Result<String, String> {
+    const ENOUGH: u64 = 1 << 30;
+    const ENOUGH_FILES: u64 = 10_000;
+    let space = RealFs.space(root).map_err(|error| format!("{}: {error}", root.display()))?;
+    let files =
+        if space.inodes == u64::MAX { "no limit of files".into() } else { format!("{} files", space.inodes) };
+    let found = format!("{} and {files} in {}", output::bytes(space.bytes), root.display());
+    if space.bytes >= ENOUGH && space.inodes >= ENOUGH_FILES { Ok(found) } else { Err(found) }
+}

@@ -1,0 +1,52 @@
+//! `equipoise run`: a recipe, from the first stage that is not done to the report.
+
+use super::RecipeArgs;
+use crate::output::Format;
+use crate::runner::{self, Run};
+use equipoise_base::{ExitCode, Result};
+use equipoise_comm::environment::CpuCapability;
+use equipoise_config::{load_resolved, recipe};
+use std::path::{Path, PathBuf};
+
+/// Run a recipe on this machine, or go on where it stopped.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    equipoise run my.toml\n  \
+    equipoise run my.toml --run /scratch/me/first --set run.ranks=4\n  \
+    equipoise run my.toml --set arms.bs.steps=1200\n\n\
+    Finished stages are kept. Ctrl-C, TERM and USR2 stop after the current batch or step, with everything committed\n\
+    and exit code 75; a second Ctrl-C kills. The same command, or `equipoise resume RUN`, goes on.")]
+pub struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Run directory [default: run.root/run.name].
+    #[arg(long = "run", value_name = "DIR")]
+    run: Option<PathBuf>,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// Runs the recipe.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let mut resolved = args.recipe.resolve()?;
+    let dir = args.run.clone().unwrap_or_else(|| resolved.run_dir());
+    if resolved.recipe.run.cpu_capability == recipe::CpuCapability::Auto {
+        let decided = format!("run.cpu_capability=\"{}\"", begun_with(&dir)?);
+        resolved = args.recipe.resolve_with(&[decided])?;
+    }
+    runner::run(&Run::new(resolved, dir)?, args.output)
+}
+
+/// The instruction set that a run was begun with, the best of this machine for a new one: it decides bits, so it stays.
+fn begun_with(dir: &Path) -> Result<CpuCapability> {
+    let config = dir.join("config.toml");
+    let begun =
+        if config.is_file() { Some(load_resolved(&config, &[])?.recipe.run.cpu_capability) } else { None };
+    Ok(match begun {
+        Some(recipe::CpuCapability::Default) => CpuCapability::Default,
+        Some(recipe::CpuCapability::Avx2) => CpuCapability::Avx2,
+        Some(recipe::CpuCapability::Avx512) => CpuCapability::Avx512,
+        Some(recipe::CpuCapability::Auto) | None => CpuCapability::here(),
+    })
+}

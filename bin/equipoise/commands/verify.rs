@@ -1,0 +1,39 @@
+//! `equipoise verify`: numerics against the reference packages, done by `equipoise-verify`.
+
+use crate::output::Format;
+use crate::steps;
+use equipoise_base::{ExitCode, Result};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Check the numerics of this build against cases computed by the reference packages.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    equipoise verify tests/oracle\n  \
+    equipoise verify tests/oracle --kind resnet --kind ddim\n  \
+    equipoise verify tests/oracle --case '*f64*' --output json")]
+pub struct Args {
+    /// A folder of kinds, one kind, or one case.
+    dir: PathBuf,
+    /// Only these kinds.
+    #[arg(long = "kind", value_name = "KIND")]
+    kinds: Vec<String>,
+    /// Only cases whose name matches; `*` stands for anything.
+    #[arg(long = "case", value_name = "GLOB")]
+    case: Option<String>,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// Becomes the step binary.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let mut line: Vec<OsString> = vec![args.dir.clone().into()];
+    let named = |name: &str, value: &String| [OsString::from(name), OsString::from(value)];
+    line.extend(args.kinds.iter().flat_map(|kind| named("--kind", kind)));
+    line.extend(args.case.iter().flat_map(|case| named("--case", case)));
+    if args.output == Format::Json {
+        line.extend(["--output", "json"].map(OsString::from));
+    }
+    steps::become_program("equipoise-verify", &line)
+}

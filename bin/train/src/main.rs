@@ -1,0 +1,5 @@
+//! Step binary `equipoise-train`: a short main over `stages`.
+
+fn main() -> std::process::ExitCode {
+    equipoise_stages::main(equipoise_stages::programs::run)
+}

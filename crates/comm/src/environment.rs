@@ -1,0 +1,124 @@
+//! The environment that every rank is started with: what decides bits and what keeps ranks off each other's cores.
+
+use equipoise_base::{Error, Result, bail};
+use std::fmt;
+use std::str::FromStr;
+
+/// Instruction set that CPU kernels may use; part of the identity, since convolutions differ between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CpuCapability {
+    /// Any x86-64 machine.
+    Default,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL.
+    Avx512,
+}
+
+impl CpuCapability {
+    /// The best that this machine has.
+    pub fn here() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            match (avx2, avx512) {
+                (true, true) => CpuCapability::Avx512,
+                (true, false) => CpuCapability::Avx2,
+                _ => CpuCapability::Default,
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        CpuCapability::Default
+    }
+
+    /// As libtorch's ATEN_CPU_CAPABILITY spells it.
+    pub fn aten(self) -> &'static str {
+        match self {
+            CpuCapability::Default => "default",
+            CpuCapability::Avx2 => "avx2",
+            CpuCapability::Avx512 => "avx512",
+        }
+    }
+
+    /// As oneDNN's ONEDNN_MAX_CPU_ISA spells it.
+    pub fn onednn(self) -> &'static str {
+        match self {
+            CpuCapability::Default => "SSE41",
+            CpuCapability::Avx2 => "AVX2",
+            CpuCapability::Avx512 => "AVX512_CORE",
+        }
+    }
+}
+
+impl fmt::Display for CpuCapability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.aten())
+    }
+}
+
+impl FromStr for CpuCapability {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "default" => CpuCapability::Default,
+            "avx2" => CpuCapability::Avx2,
+            "avx512" => CpuCapability::Avx512,
+            _ => bail!(Config, "CPU capability \"{text}\": expected default, avx2 or avx512"),
+        })
+    }
+}
+
+/// Name and value of one environment variable.
+pub type Variable = (String, String);
+
+/// Variables for ranks with this many intra-op threads each; the sbatch script exports the same.
+pub fn pinned(threads: usize, capability: Option<CpuCapability>) -> Vec<Variable> {
+    let threads = threads.to_string();
+    let mut variables = vec![
+        ("OMP_NUM_THREADS", threads.as_str()),
+        ("MKL_NUM_THREADS", threads.as_str()),
+        // libgomp's threads would spin against the other ranks.
+        ("OMP_WAIT_POLICY", "PASSIVE"),
+        // Shards are written as bytes, so a file system without locks is no obstacle.
+        ("HDF5_USE_FILE_LOCKING", "FALSE"),
+    ];
+    if let Some(capability) = capability {
+        variables.push(("ATEN_CPU_CAPABILITY", capability.aten()));
+        variables.push(("ONEDNN_MAX_CPU_ISA", capability.onednn()));
+    }
+    // SAFETY: getuid has no preconditions.
+    if unsafe { libc::getuid() } == 0 {
+        // In a container one is root; OpenMPI wants to hear it twice.
+        variables.push(("OMPI_ALLOW_RUN_AS_ROOT", "1"));
+        variables.push(("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"));
+    }
+    variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_threads_and_instruction_set() {
+        let variables = pinned(3, Some(CpuCapability::Avx2));
+        let value = |name: &str| variables.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
+        assert_eq!(value("OMP_NUM_THREADS"), Some("3"));
+        assert_eq!(value("ATEN_CPU_CAPABILITY"), Some("avx2"));
+        assert_eq!(value("ONEDNN_MAX_CPU_ISA"), Some("AVX2"));
+        assert!(pinned(1, None).iter().all(|(name, _)| name != "ATEN_CPU_CAPABILITY"));
+    }
+
+    #[test]
+    fn capabilities_round_trip() {
+        for capability in [CpuCapability::Default, CpuCapability::Avx2, CpuCapability::Avx512] {
+            assert_eq!(capability.to_string().parse::<CpuCapability>().unwrap(), capability);
+        }
+        assert!("sse2".parse::<CpuCapability>().is_err());
+    }
+}

@@ -1,0 +1,212 @@
+//! Compares a configuration with the schema; finds everything that is wrong, not only the first thing.
+
+use crate::nearest::hint;
+use crate::problem::Problems;
+use crate::schema::{Expected, Schema, Table};
+use crate::tree::{Data, Entry, Node};
+use serde_json::{Map, Number, Value};
+
+/// Checks `root` and writes whole numbers as floats where the schema wants numbers, so that `1` and `1.0` are the
+/// same configuration.
+pub fn check(schema: &Schema, root: &mut Node) -> Problems {
+    let mut checker = Checker { schema, problems: Problems::default() };
+    checker.value(schema.root(), root, "");
+    checker.problems
+}
+
+struct Checker<'s> {
+    schema: &'s Schema,
+    problems: Problems,
+}
+
+impl<'s> Checker<'s> {
+    fn value(&mut self, schema: &'s Value, node: &mut Node, path: &str) {
+        match self.schema.expected(schema, node) {
+            Expected::Anything => {}
+            Expected::OneOf(values) => self.one_of(&values, node, path),
+            Expected::Named(values) => self.named(values, node, path),
+            Expected::Table(table) => self.table(&table, node, path),
+            Expected::Plain(map) => self.plain(map, node, path),
+            Expected::Tag(tag, values) => self.tag(tag, &values, node, path),
+            Expected::Types(types) => {
+                let wanted: Vec<&str> = types.into_iter().map(type_name).collect();
+                self.wrong(node, path, &format!("must be {}, not {}", wanted.join(" or "), node.kind()));
+            }
+        }
+    }
+
+    fn wrong(&mut self, node: &Node, path: &str, what: &str) {
+        self.problems.push(Some(&node.origin), format!("{path} {what}"));
+    }
+
+    fn one_of(&mut self, values: &[&Value], node: &Node, path: &str) {
+        let given = node.to_value();
+        if values.contains(&&given) {
+            return;
+        }
+        let names: Vec<String> = values.iter().map(|value| plain_text(value)).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let text = plain_text(&given);
+        self.problems.push(Some(&node.origin), format!("{path} cannot be '{text}'{}", hint(&text, &names)));
+    }
+
+    fn tag(&mut self, tag: &str, values: &[&str], node: &Node, path: &str) {
+        match node.get(tag) {
+            Some(given) => {
+                let text = plain_text(&given.to_value());
+                let message = format!("{path}.{tag} cannot be '{text}'{}", hint(&text, values));
+                self.problems.push(Some(&given.origin), message);
+            }
+            None => self.wrong(node, path, &format!("needs a key '{tag}' (valid: {})", values.join(", "))),
+        }
+    }
+
+    fn named(&mut self, values: &'s Value, node: &mut Node, path: &str) {
+        for Entry { key, origin, node } in entries_mut(node) {
+            let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+            if key.is_empty() || key.starts_with('-') || !key.chars().all(legal) {
+                let message = format!("'{key}' in [{path}] is no name: use letters, digits, '-' and '_'");
+                self.problems.push(Some(origin), message);
+            } else if stands_for_a_seed(key) {
+                let message =
+                    format!("'{key}' in [{path}] is no name: k and s with a number stand for seeds");
+                self.problems.push(Some(origin), message);
+            }
+            self.value(values, node, &format!("{path}.{key}"));
+        }
+    }
+
+    fn table(&mut self, table: &Table<'s>, node: &mut Node, path: &str) {
+        let place = if path.is_empty() { "the top level".into() } else { format!("[{path}]") };
+        let missing: Vec<String> = table
+            .required
+            .iter()
+            .filter(|key| node.get(key).is_none())
+            .map(|key| format!("'{key}'"))
+            .collect();
+        match missing.as_slice() {
+            [] => {}
+            [key] => self.problems.push(Some(&node.origin), format!("key {key} is missing in {place}")),
+            keys => {
+                let message = format!("keys {} are missing in {place}", keys.join(", "));
+                self.problems.push(Some(&node.origin), message);
+            }
+        }
+        for Entry { key, origin, node } in entries_mut(node) {
+            match table.properties.get(key.as_str()) {
+                Some(schema) => {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    self.value(schema, node, &path);
+                }
+                None if table.closed => {
+                    let valid: Vec<&str> = table.properties.keys().map(String::as_str).collect();
+                    let message = format!("unknown key '{key}' in {place}{}", hint(key, &valid));
+                    self.problems.push(Some(origin), message);
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn plain(&mut self, schema: &'s Map<String, Value>, node: &mut Node, path: &str) {
+        let limit = |word: &str| schema.get(word).and_then(Value::as_f64);
+        match &mut node.data {
+            Data::List(items) => {
+                let count = items.len() as f64;
+                let first = schema.get("prefixItems").and_then(Value::as_array);
+                for (index, node) in items.iter_mut().enumerate() {
+                    let item = first.and_then(|first| first.get(index)).or(schema.get("items"));
+                    if let Some(item) = item {
+                        self.value(item, node, &format!("{path}[{index}]"));
+                    }
+                }
+                if limit("minItems").is_some_and(|least| count < least)
+                    || limit("maxItems").is_some_and(|most| count > most)
+                {
+                    let wanted = bounds(limit("minItems"), limit("maxItems"));
+                    self.wrong(node, path, &format!("must have {wanted} items, not {count}"));
+                }
+            }
+            Data::Scalar(Value::String(text)) if text.is_empty() && limit("minLength") > Some(0.0) => {
+                self.wrong(node, path, "must not be empty");
+            }
+            Data::Scalar(Value::Number(number)) => {
+                if schema.get("type").and_then(Value::as_str) == Some("number")
+                    && let Some(float) = number.as_f64().and_then(Number::from_f64)
+                {
+                    *number = float;
+                }
+                let number = number.clone();
+                self.range(schema, &number, node, path);
+            }
+            _ => {}
+        }
+    }
+
+    fn range(&mut self, schema: &Map<String, Value>, number: &Number, node: &Node, path: &str) {
+        let limit = |word: &str| schema.get(word).and_then(Value::as_f64);
+        let value = number.as_f64().unwrap_or(0.0);
+        let least = limit("minimum");
+        let most =
+            limit("maximum").or_else(|| schema.get("format").and_then(Value::as_str).and_then(format_limit));
+        if least.is_some_and(|least| value < least) || most.is_some_and(|most| value > most) {
+            self.wrong(node, path, &format!("must be {}, not {number}", bounds(least, most)));
+        }
+        if let Some(least) = limit("exclusiveMinimum").filter(|least| value <= *least) {
+            self.wrong(node, path, &format!("must be more than {least}, not {number}"));
+        }
+        if let Some(most) = limit("exclusiveMaximum").filter(|most| value >= *most) {
+            self.wrong(node, path, &format!("must be less than {most}, not {number}"));
+        }
+    }
+}
+
+/// `k0` and `s1` are parts of stage names.
+fn stands_for_a_seed(name: &str) -> bool {
+    let digits = name.strip_prefix(['k', 's']).unwrap_or_default();
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn entries_mut(node: &mut Node) -> &mut [Entry] {
+    match &mut node.data {
+        Data::Table(entries) => entries,
+        _ => &mut [],
+    }
+}
+
+fn plain_text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_string)
+}
+
+fn type_name(name: &str) -> &str {
+    match name {
+        "object" => "a table",
+        "array" => "a list",
+        "string" => "a string",
+        "boolean" => "true or false",
+        "integer" => "an integer",
+        "number" => "a number",
+        other => other,
+    }
+}
+
+fn bounds(least: Option<f64>, most: Option<f64>) -> String {
+    match (least, most) {
+        (Some(least), Some(most)) if least == most => format!("{least}"),
+        (Some(least), Some(most)) => format!("{least} to {most}"),
+        (Some(least), None) => format!("at least {least}"),
+        (None, Some(most)) => format!("at most {most}"),
+        (None, None) => "any number of".into(),
+    }
+}
+
+/// Largest value of the integer formats that `schemars` names.
+fn format_limit(format: &str) -> Option<f64> {
+    match format {
+        "uint8" => Some(f64::from(u8::MAX)),
+        "uint16" => Some(f64::from(u16::MAX)),
+        "uint32" => Some(f64::from(u32::MAX)),
+        "int32" => Some(f64::from(i32::MAX)),
+        _ => None,
+    }
+}

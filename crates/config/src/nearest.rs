@@ -1,0 +1,39 @@
+//! "Did you mean ...?"
+
+/// Names less alike than this are not offered.
+const LIKENESS: f64 = 0.7;
+
+/// The candidate most like `name`, if any is alike.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = name.to_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(&lower, &candidate.to_lowercase()), candidate))
+        .filter(|(likeness, _)| *likeness >= LIKENESS)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+/// `; did you mean 'y'? (valid: x, y, z)` for a message about `name`.
+pub fn hint(name: &str, candidates: &[&str]) -> String {
+    let mean = nearest(name, candidates.iter().copied()).map(|near| format!("; did you mean '{near}'?"));
+    match candidates {
+        [] => "; there are none".into(),
+        _ => format!("{} (valid: {})", mean.unwrap_or_default(), candidates.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn typos_find_their_key_and_noise_finds_none() {
+        let keys = ["global_batch", "micro_batch", "steps"];
+        assert_eq!(nearest("globl_batch", keys), Some("global_batch"));
+        assert_eq!(nearest("step", keys), Some("steps"));
+        assert_eq!(nearest("Steps", keys), Some("steps"));
+        assert_eq!(nearest("zzz", keys), None);
+        assert_eq!(hint("step", &["steps"]), "; did you mean 'steps'? (valid: steps)");
+    }
+}

@@ -1,0 +1,365 @@
+//! Makes the stages. Each identity covers the stage's own keys, what every stage depends on, and the identities of
+//! the stages it reads; never its neighbours, so that adding an arm leaves the others as they are.
+
+use super::{Kind, Stage};
+use crate::recipe::{Classes, Helper, Set};
+use crate::resolved::Resolved;
+use crate::tree::canonical;
+use equipoise_base::{Error, Identity, Result, rng};
+use serde_json::{Map, Value, json};
+use std::io::Read;
+use std::path::Path;
+
+pub(super) struct Builder<'a> {
+    resolved: &'a Resolved,
+    /// Everything, and everything that decides bits.
+    full: Value,
+    pure: Value,
+    stages: Vec<Stage>,
+}
+
+/// The keys of a stage: a table of the recipe, and what else it needs to know.
+type Params<'p> = &'p dyn Fn(&Value) -> Value;
+
+impl<'a> Builder<'a> {
+    pub(super) fn new(resolved: &'a Resolved) -> Self {
+        Self { resolved, full: resolved.value(), pure: resolved.identity_value(), stages: Vec::new() }
+    }
+
+    pub(super) fn build(mut self) -> Result<Vec<Stage>> {
+        self.prepare()?;
+        self.helpers()?;
+        self.diffusion()?;
+        self.sets()?;
+        self.arms()?;
+        self.evaluate()?;
+        self.metrics()?;
+        self.grid()?;
+        if self.resolved.recipe.toy.is_some() {
+            self.add(Kind::Toy, "toy".into(), vec![], Value::Null, &|all| all["toy"].clone());
+        }
+        let everything = self.stages.iter().map(|stage| stage.name.clone()).collect();
+        self.add(Kind::Report, "report".into(), everything, Value::Null, &|all| all["report"].clone());
+        Ok(self.stages)
+    }
+
+    /// Adds a stage. `content` stands for files read from elsewhere: it decides bits but is no key.
+    fn add(&mut self, kind: Kind, name: String, after: Vec<String>, content: Value, params: Params<'_>) {
+        let run = &self.pure["run"];
+        let inherited: Map<String, Value> = self
+            .stages
+            .iter()
+            .filter(|stage| after.contains(&stage.name))
+            .map(|stage| (stage.name.clone(), json!(stage.identity)))
+            .collect();
+        let decides = json!({
+            "kind": kind,
+            "params": params(&self.pure),
+            "content": content,
+            "after": inherited,
+            "seed": run["seed"],
+            "threads": run["threads"],
+            "cpu_capability": run["cpu_capability"],
+            "device": run["device"],
+            "rng": rng::VERSION,
+        });
+        let identity = Identity::of(&canonical(&decides).to_string());
+        let params = params(&self.full);
+        self.stages.push(Stage { name, kind, after, params, decides, identity });
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        let resolved = self.resolved;
+        let Some(data) = &resolved.recipe.data else { return Ok(()) };
+        let content = match &data.classes {
+            Classes::File(file) => json!(self.file_identity("data.classes", file)?),
+            Classes::Names(names) => json!(names),
+        };
+        for split in data.splits.names() {
+            let name = format!("prepare.{split}");
+            self.add(Kind::Prepare, name, vec![], content.clone(), &|all| {
+                let mut params = without(&all["data"], &["splits"]);
+                params.insert("split".into(), json!(split));
+                params.extend(without(&all["data"]["splits"][split], &[]));
+                Value::Object(params)
+            });
+        }
+        Ok(())
+    }
+
+    fn helpers(&mut self) -> Result<()> {
+        let resolved = self.resolved;
+        for (name, helper) in
+            resolved.recipe.classifiers.iter().filter(|(_, helper)| helper.weights.is_none())
+        {
+            let after = vec![format!("prepare.{}", helper.training.split)];
+            self.add(Kind::Classifier, format!("train.{name}"), after, Value::Null, &|all| {
+                let mut params = without(&all["classifiers"][name], &[]);
+                params.insert("classifier".into(), json!(name));
+                params.entry("seed").or_insert(json!(helper.seed));
+                Value::Object(params)
+            });
+        }
+        for guide in self.hardness_guides() {
+            let Some(helper) = resolved.recipe.classifiers.get(&guide) else { continue };
+            let split = &helper.training.split;
+            let (mut after, content) = self.helper_needs(&guide, helper)?;
+            after.insert(0, format!("prepare.{split}"));
+            self.add(
+                Kind::Features,
+                format!("features.{guide}"),
+                after,
+                content,
+                &|_| json!({ "classifier": guide, "split": split }),
+            );
+        }
+        Ok(())
+    }
+
+    /// Guides whose class statistics some set asks for.
+    fn hardness_guides(&self) -> Vec<String> {
+        let sets = self.resolved.recipe.sets.iter();
+        let mut guides: Vec<String> = sets
+            .filter(|(_, set)| criterion(set) == Some("hardness"))
+            .filter_map(|(_, set)| set.generate.guide.clone())
+            .collect();
+        guides.sort();
+        guides.dedup();
+        guides
+    }
+
+    /// The stage that trains a helper or, if it is not trained here, the content of its weights.
+    fn helper_needs(&self, name: &str, helper: &Helper) -> Result<(Vec<String>, Value)> {
+        match &helper.weights {
+            None => Ok((vec![format!("train.{name}")], Value::Null)),
+            Some(file) => {
+                let weights = self.file_identity(&format!("classifiers.{name}.weights"), file)?;
+                Ok((vec![], json!({ "weights": weights, "arch": self.pure["classifiers"][name]["arch"] })))
+            }
+        }
+    }
+
+    fn diffusion(&mut self) -> Result<()> {
+        let diffusion = &self.resolved.recipe.diffusion;
+        if let (None, Some(split)) = (&diffusion.weights, &diffusion.train.split) {
+            let after = vec![format!("prepare.{split}")];
+            self.add(Kind::Diffusion, "diffusion".into(), after, Value::Null, &|all| {
+                all["diffusion"].clone()
+            });
+        }
+        Ok(())
+    }
+
+    /// What sampling with the settings of `set` reads.
+    fn sampling_needs(&self, set: &Set) -> Result<(Vec<String>, Value)> {
+        let recipe = &self.resolved.recipe;
+        let mut after = vec![format!("prepare.{}", set.generate.split)];
+        let mut content = Map::new();
+        match &recipe.diffusion.weights {
+            Some(file) => {
+                let weights = self.file_identity("diffusion.weights", file)?;
+                content.insert("generator".into(), json!(weights));
+            }
+            None => after.push("diffusion".into()),
+        }
+        if let (Some(_), Some(guide)) = (&set.generate.feedback, &set.generate.guide)
+            && let Some(helper) = recipe.classifiers.get(guide)
+        {
+            let (stages, weights) = self.helper_needs(guide, helper)?;
+            after.extend(stages);
+            content.insert("guide".into(), weights);
+            if criterion(set) == Some("hardness") {
+                after.push(format!("features.{guide}"));
+            }
+        }
+        Ok((after, Value::Object(content)))
+    }
+
+    fn sets(&mut self) -> Result<()> {
+        let resolved = self.resolved;
+        for (name, set) in resolved.recipe.sets.iter() {
+            let (after, content) = self.sampling_needs(set)?;
+            for seed in &set.seeds {
+                let stage = format!("generate.{name}.k{seed}");
+                self.add(Kind::Generate, stage, after.clone(), content.clone(), &|all| {
+                    let mut params = sampling_params(all, name, set);
+                    params.insert("set".into(), json!(name));
+                    params.insert("seed".into(), json!(seed));
+                    Value::Object(params)
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn arms(&mut self) -> Result<()> {
+        let resolved = self.resolved;
+        for (run, stage) in arm_runs(resolved) {
+            let arm = &run.arm;
+            let mut after = vec![format!("prepare.{}", run.split)];
+            after.extend(run.extra_split.as_ref().map(|split| format!("prepare.{split}")));
+            after.extend(run.set_seed.and_then(|k| Some(format!("generate.{}.k{k}", run.set.as_ref()?))));
+            self.add(Kind::Arm, stage, after, Value::Null, &|all| {
+                let mut params = without(&all["arms"][arm], &["seeds", "label"]);
+                params.insert("arm".into(), json!(arm));
+                params.insert("seed".into(), json!(run.seed));
+                params.extend(run.set_seed.map(|k| ("set_seed".into(), json!(k))));
+                Value::Object(params)
+            });
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self) -> Result<()> {
+        let recipe = &self.resolved.recipe;
+        let runs = arm_runs(self.resolved);
+        if runs.is_empty() {
+            return Ok(());
+        }
+        let mut after: Vec<String> =
+            recipe.evaluate.splits.iter().map(|split| format!("prepare.{split}")).collect();
+        after.push(format!("prepare.{}", recipe.classifier.split));
+        after.extend(runs.iter().map(|(_, stage)| stage.clone()));
+        let runs: Vec<Value> = runs
+            .iter()
+            .map(|(run, stage)| json!({ "stage": stage, "arm": run.arm, "set_seed": run.set_seed, "seed": run.seed }))
+            .collect();
+        self.add(Kind::Evaluate, "evaluate".into(), after, Value::Null, &|all| {
+            let mut params = without(&all["evaluate"], &[]);
+            params.insert("train_split".into(), all["classifier"]["split"].clone());
+            params.insert("runs".into(), json!(runs));
+            Value::Object(params)
+        });
+        Ok(())
+    }
+
+    fn metrics(&mut self) -> Result<()> {
+        let recipe = &self.resolved.recipe;
+        if recipe.sets.is_empty() {
+            return Ok(());
+        }
+        let mut after = vec![format!("prepare.{}", recipe.metrics.reference)];
+        let mut content = Map::new();
+        for name in [&recipe.metrics.extractor, &recipe.metrics.judge] {
+            let Some(helper) = recipe.classifiers.get(name) else { continue };
+            let (stages, weights) = self.helper_needs(name, helper)?;
+            after.extend(stages.into_iter().filter(|stage| !after.contains(stage)).collect::<Vec<_>>());
+            content.insert(name.clone(), weights);
+        }
+        let mut sets = Vec::new();
+        for (name, set) in recipe.sets.iter() {
+            after.push(format!("prepare.{}", set.generate.split));
+            for seed in &set.seeds {
+                let stage = format!("generate.{name}.k{seed}");
+                sets.push(json!({ "stage": stage, "set": name, "seed": seed }));
+                after.push(stage);
+            }
+        }
+        after.sort();
+        after.dedup();
+        self.add(Kind::Metrics, "metrics".into(), after, Value::Object(content), &|all| {
+            let mut params = without(&all["metrics"], &[]);
+            params.insert("sets".into(), json!(sets));
+            Value::Object(params)
+        });
+        Ok(())
+    }
+
+    fn grid(&mut self) -> Result<()> {
+        let recipe = &self.resolved.recipe;
+        let Some(grid) = &recipe.grid else { return Ok(()) };
+        let Some(set) = recipe.sets.get(&grid.set) else { return Ok(()) };
+        let (mut after, mut content) = self.sampling_needs(set)?;
+        if let Some(judge) = recipe.classifiers.get(&recipe.metrics.judge) {
+            let (stages, weights) = self.helper_needs(&recipe.metrics.judge, judge)?;
+            after.extend(stages);
+            content["judge"] = weights;
+        }
+        self.add(Kind::Grid, "grid".into(), after, content, &|all| {
+            let mut params = without(&all["grid"], &[]);
+            params.insert("generate".into(), Value::Object(sampling_params(all, &grid.set, set)));
+            params.insert("judge".into(), all["metrics"]["judge"].clone());
+            Value::Object(params)
+        });
+        Ok(())
+    }
+
+    /// Hash of a file that a key names: of the hashes of its pieces, so that large weights are never held at once.
+    fn file_identity(&self, key: &str, file: &Path) -> Result<Identity> {
+        const PIECE: u64 = 16 << 20;
+        let refuse = |error: std::io::Error| {
+            let place = self.resolved.at(key).map(|node| format!("{}: ", node.origin)).unwrap_or_default();
+            Error::config(format!("{place}{key}: {}: {error}", file.display()))
+        };
+        let mut reader = std::fs::File::open(file).map_err(refuse)?;
+        let mut pieces = String::new();
+        loop {
+            let mut piece = Vec::new();
+            (&mut reader).take(PIECE).read_to_end(&mut piece).map_err(refuse)?;
+            if piece.is_empty() {
+                return Ok(Identity::of(&pieces));
+            }
+            pieces.push_str(Identity::of_bytes(&piece).as_str());
+        }
+    }
+}
+
+/// One training of an arm.
+struct ArmRun {
+    arm: String,
+    split: String,
+    extra_split: Option<String>,
+    set: Option<String>,
+    set_seed: Option<u64>,
+    seed: u64,
+}
+
+/// Every training of every arm, with the name of its stage.
+fn arm_runs(resolved: &Resolved) -> Vec<(ArmRun, String)> {
+    let recipe = &resolved.recipe;
+    let mut runs = Vec::new();
+    for (name, arm) in recipe.arms.iter() {
+        let set = arm.set.as_ref().and_then(|set| recipe.sets.get(set));
+        let set_seeds: Vec<Option<u64>> = match set {
+            Some(set) => set.seeds.iter().map(|&seed| Some(seed)).collect(),
+            None => vec![None],
+        };
+        for set_seed in set_seeds {
+            for &seed in &arm.seeds {
+                let k = set_seed.map(|k| format!(".k{k}")).unwrap_or_default();
+                let run = ArmRun {
+                    arm: name.into(),
+                    split: arm.training.split.clone(),
+                    extra_split: arm.extra_split.clone(),
+                    set: arm.set.clone(),
+                    set_seed,
+                    seed,
+                };
+                runs.push((run, format!("train.{name}{k}.s{seed}")));
+            }
+        }
+    }
+    runs
+}
+
+/// A set's own keys with the generator's. Without feedback the guide plays no part.
+fn sampling_params(all: &Value, name: &str, set: &Set) -> Map<String, Value> {
+    let unused: &[&str] =
+        if set.generate.feedback.is_some() { &["seeds", "label"] } else { &["seeds", "label", "guide"] };
+    let mut params = without(&all["sets"][name], unused);
+    params.insert("diffusion".into(), Value::Object(without(&all["diffusion"], &["train"])));
+    params
+}
+
+/// The criterion of a set's feedback.
+fn criterion(set: &Set) -> Option<&str> {
+    let criterion = &set.generate.feedback.as_ref()?.0["criterion"];
+    criterion.as_str().or_else(|| criterion["kind"].as_str())
+}
+
+/// A table without some of its keys.
+fn without(table: &Value, keys: &[&str]) -> Map<String, Value> {
+    let mut table = table.as_object().cloned().unwrap_or_default();
+    table.retain(|key, _| !keys.contains(&key.as_str()));
+    table
+}

@@ -1,0 +1,176 @@
+//! Names in a recipe must name something.
+
+use crate::nearest::hint;
+use crate::problem::Problems;
+use crate::resolved::Resolved;
+
+/// Every reference that leads nowhere, and every combination that makes no sense.
+pub(crate) fn references(resolved: &Resolved) -> Problems {
+    let mut checker = Checker { resolved, problems: Problems::default() };
+    checker.names();
+    checker.classifiers();
+    checker.arms();
+    checker.generator();
+    checker.sets();
+    checker.results();
+    checker.problems
+}
+
+struct Checker<'a> {
+    resolved: &'a Resolved,
+    problems: Problems,
+}
+
+impl Checker<'_> {
+    fn wrong(&mut self, path: &str, message: impl Into<String>) {
+        let origin = self.resolved.at(path).map(|node| node.origin.clone());
+        self.problems.push(origin.as_ref(), message);
+    }
+
+    /// `name`, written at `path`, must be one of `known`.
+    fn refers(&mut self, path: &str, what: &str, name: &str, known: &[&str]) {
+        if !known.contains(&name) {
+            self.wrong(path, format!("{path}: there is no {what} '{name}'{}", hint(name, known)));
+        }
+    }
+
+    fn split(&mut self, path: &str, name: &str) {
+        let resolved = self.resolved;
+        match &resolved.recipe.data {
+            Some(data) => self.refers(path, "split", name, &data.splits.names()),
+            None => self.wrong(path, format!("{path}: there is no split '{name}': the recipe has no [data]")),
+        }
+    }
+
+    fn names(&mut self) {
+        let recipe = &self.resolved.recipe;
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let name = &recipe.run.name;
+        if !name.chars().all(legal) || name.starts_with(['.', '-']) {
+            self.wrong(
+                "run.name",
+                format!("run.name: '{name}' is no folder name: use letters, digits, '-', '_', '.'"),
+            );
+        }
+        for arm in recipe.arms.names() {
+            if recipe.classifiers.get(arm).is_some() {
+                let path = format!("arms.{arm}");
+                self.wrong(&path, format!("{path}: a classifier has this name too; rename one of them"));
+            }
+        }
+    }
+
+    fn batches(&mut self, path: &str, global: u64, micro: u64) {
+        if !global.is_multiple_of(micro) {
+            let path = format!("{path}.micro_batch");
+            self.wrong(&path, format!("{path}: {micro} does not divide global_batch = {global}"));
+        }
+    }
+
+    fn classifiers(&mut self) {
+        let recipe = &self.resolved.recipe;
+        for (name, helper) in recipe.classifiers.iter() {
+            let path = format!("classifiers.{name}");
+            self.batches(&path, helper.training.global_batch, helper.training.micro_batch);
+            if helper.weights.is_none() {
+                self.split(&format!("{path}.split"), &helper.training.split);
+            }
+        }
+    }
+
+    fn arms(&mut self) {
+        let recipe = &self.resolved.recipe;
+        for (name, arm) in recipe.arms.iter() {
+            let path = format!("arms.{name}");
+            self.batches(&path, arm.training.global_batch, arm.training.micro_batch);
+            self.split(&format!("{path}.split"), &arm.training.split);
+            self.seeds(&path, &arm.seeds);
+            if let Some(set) = &arm.set {
+                self.refers(&format!("{path}.set"), "set", set, &recipe.sets.names());
+            }
+            if let Some(split) = &arm.extra_split {
+                self.split(&format!("{path}.extra_split"), split);
+            }
+            if arm.set.is_some() && arm.extra_split.is_some() {
+                self.wrong(&path, format!("{path}: has both a set and an extra_split; make two arms of it"));
+            }
+        }
+    }
+
+    fn seeds(&mut self, path: &str, seeds: &[u64]) {
+        let mut sorted = seeds.to_vec();
+        sorted.sort_unstable();
+        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            let path = format!("{path}.seeds");
+            self.wrong(&path, format!("{path}: {} stands there twice", pair[0]));
+        }
+    }
+
+    fn generator(&mut self) {
+        let recipe = &self.resolved.recipe;
+        let diffusion = &recipe.diffusion;
+        match (&diffusion.weights, &diffusion.train.split) {
+            (None, Some(split)) => self.split("diffusion.train.split", split),
+            (None, None) if !recipe.sets.is_empty() => {
+                self.wrong("sets", "sets need a generator: give diffusion.weights or diffusion.train.split");
+            }
+            _ => {}
+        }
+        self.batches("diffusion.train", diffusion.train.global_batch, diffusion.train.micro_batch);
+    }
+
+    fn sets(&mut self) {
+        let recipe = &self.resolved.recipe;
+        for (name, set) in recipe.sets.iter() {
+            let path = format!("sets.{name}");
+            self.split(&format!("{path}.split"), &set.generate.split);
+            self.seeds(&path, &set.seeds);
+            if set.generate.feedback.is_some() {
+                match &set.generate.guide {
+                    Some(guide) => {
+                        self.refers(
+                            &format!("{path}.guide"),
+                            "classifier",
+                            guide,
+                            &recipe.classifiers.names(),
+                        );
+                    }
+                    None => self
+                        .wrong(&path, format!("{path}: feedback needs a guide: name one of [classifiers]")),
+                }
+            }
+        }
+    }
+
+    fn results(&mut self) {
+        let recipe = &self.resolved.recipe;
+        let classifiers = recipe.classifiers.names();
+        if !recipe.arms.is_empty() {
+            for split in &recipe.evaluate.splits {
+                self.split("evaluate.splits", split);
+            }
+            self.split("classifier.split", &recipe.classifier.split);
+            self.refers(
+                "report.split",
+                "evaluated split",
+                &recipe.report.split,
+                &strs(&recipe.evaluate.splits),
+            );
+        }
+        if !recipe.sets.is_empty() {
+            self.split("metrics.reference", &recipe.metrics.reference);
+            self.refers("metrics.extractor", "classifier", &recipe.metrics.extractor, &classifiers);
+            self.refers("metrics.judge", "classifier", &recipe.metrics.judge, &classifiers);
+        }
+        if let Some(grid) = &recipe.grid {
+            self.refers("grid.set", "set", &grid.set, &recipe.sets.names());
+        }
+        if let Some(baseline) = &recipe.report.baseline {
+            self.refers("report.baseline", "arm", baseline, &recipe.arms.names());
+        }
+    }
+}
+
+fn strs(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
+}

@@ -1,0 +1,18 @@
+//! Schedules, samplers, guidance and feedback criteria, diffusion training.
+//!
+//! A generator is a [`guidance::DenoisingNetwork`]; [`guidance::ClassConditional`] binds it to the labels of a batch,
+//! [`sampler::Sampler`] turns noise into images with it, and [`feedback::Feedback`] lets a classifier steer that.
+//! Nothing here draws a random number: noise, time steps and dropped labels are given by the caller, keyed by identity.
+
+pub mod criterion;
+pub mod ddim;
+pub mod ddpm;
+pub mod feedback;
+pub mod guidance;
+pub mod prediction;
+pub mod respacing;
+pub mod sampler;
+pub mod schedule;
+pub mod toy;
+pub mod train;
+pub mod view;

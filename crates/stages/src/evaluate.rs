@@ -1,0 +1,92 @@
+//! `equipoise-metrics`, stage `evaluate`: top-1 accuracy of every trained classifier, by split, group and class.
+
+use crate::features::{evaluate, labels_of};
+use crate::inputs;
+use crate::nets::Frozen;
+use crate::step::Step;
+use equipoise_base::Result;
+use equipoise_catalog::shots::rarest;
+use equipoise_config::method;
+use equipoise_metrics::Confusion;
+use equipoise_report::results::{ArmRun, Evaluation, Scores};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use tch::Kind;
+
+/// Classes that the report counts as the rarest.
+const RAREST: usize = 3;
+
+#[derive(Clone, Debug, Deserialize)]
+struct EvaluateParams {
+    splits: Vec<String>,
+    runs: Vec<RunOf>,
+}
+
+/// A trained classifier of an arm.
+#[derive(Clone, Debug, Deserialize)]
+struct RunOf {
+    stage: String,
+    arm: String,
+    set_seed: Option<u64>,
+    seed: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct ArmNetwork {
+    arch: method::Arch,
+    augment: method::Augment,
+}
+
+/// Scores all arms and writes `results.json`.
+///
+/// # Errors
+/// 65 when an input is damaged.
+pub fn run(step: &Step) -> Result<()> {
+    let params: EvaluateParams = step.params()?;
+    let (classes, train_counts) = inputs::split_counts(step, &step.recipe().classifier.split)?;
+    let splits: Vec<(String, inputs::Images)> = params
+        .splits
+        .iter()
+        .map(|split| Ok((split.clone(), inputs::split(step, split)?)))
+        .collect::<Result<_>>()?;
+    let mut runs = Vec::new();
+    for run in &params.runs {
+        let arm = arm_network(step, &run.arm)?;
+        let weights = step.stage_path(&run.stage).join("model.safetensors");
+        let network = Frozen::load(&arm.arch, &weights, &step.data_shape()?)?;
+        let augment = crate::data::evaluation_ops(&arm.augment.parse()?);
+        let mut scores = BTreeMap::new();
+        for (split, images) in &splits {
+            let outputs = evaluate(step, &network, &augment, images)?;
+            let confusion = Confusion::of_logits(&outputs.logits.to_kind(Kind::Double), &labels_of(images))?;
+            scores.insert(split.clone(), summarize(&confusion, &train_counts, RAREST)?);
+        }
+        runs.push(ArmRun { arm: run.arm.clone(), set_seed: run.set_seed, seed: run.seed, scores });
+    }
+    if step.is_root() {
+        step.commit_json(&step.dir().join("results.json"), &Evaluation { classes, train_counts, runs })?;
+    }
+    Ok(())
+}
+
+fn arm_network(step: &Step, arm: &str) -> Result<ArmNetwork> {
+    let table = step.recipe().arms.get(arm).map(|arm| &arm.training).unwrap_or(&step.recipe().classifier);
+    Ok(ArmNetwork { arch: table.arch.clone(), augment: table.augment.clone() })
+}
+
+fn summarize(confusion: &Confusion, train_counts: &[u64], k: usize) -> Result<Scores> {
+    let splits = confusion.splits(train_counts)?;
+    let group =
+        |split: &equipoise_metrics::accuracy::Split| (split.classes > 0).then_some(split.macro_average);
+    let rare: Vec<f64> =
+        rarest(train_counts, k).into_iter().filter_map(|class| splits.per_class[class]).collect();
+    Ok(Scores {
+        images: confusion.total(),
+        all: splits.accuracy,
+        many: group(&splits.many),
+        medium: group(&splits.medium),
+        few: group(&splits.few),
+        rare3: (!rare.is_empty()).then(|| rare.iter().sum::<f64>() / rare.len() as f64),
+        per_class: splits.per_class,
+    })
+}

@@ -1,0 +1,429 @@
+//! `equipoise-generate`: exact counts of images per class into shards, by any ranks in any order.
+//!
+//! A shard is its own checkpoint: to resume is to list what is missing or invalid. On a stop the finished batches of a
+//! shard are left as `.parts/<shard>`; whoever claims the shard next continues them.
+
+use crate::inputs;
+use crate::nets::{Frozen, Generator, GeneratorConfig};
+use crate::pretrain::precision;
+use crate::step::Step;
+use crate::synthesis::{FeedbackOf, Made, Synthesizer};
+use crate::training::Ended;
+use crate::world::StageClaims;
+use equipoise_base::rng::Key;
+use equipoise_base::{Error, ExitCode, Identity, Result, bail};
+use equipoise_comm::claims::{Claim, Claims};
+use equipoise_config::{method, recipe};
+use equipoise_diffusion::criterion::Criterion;
+use equipoise_diffusion::feedback::FeedbackConfig;
+use equipoise_diffusion::view::View;
+use equipoise_rundir::read_json;
+use equipoise_shards::{Codec, Depth, Expect, ImageShard, Row, ShardMeta, tool_version, verify};
+use equipoise_telemetry::Progress;
+use equipoise_workplan::{Layout, LayoutConfig, PlanConfig, Shard};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Keys of `[sets.NAME]`, complete, with those of `[diffusion]`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct GenerateParams {
+    /// Split whose class counts the plan completes.
+    pub split: String,
+    /// Classifier that gives feedback.
+    pub guide: Option<String>,
+    /// Images per batch.
+    pub batch: u64,
+    /// Batches per shard.
+    pub batches_per_shard: u64,
+    /// How many images of each class.
+    pub plan: method::Plan,
+    /// Sampler.
+    pub sampler: method::Sampler,
+    /// Scale of classifier-free guidance.
+    pub cfg_scale: f64,
+    /// Number format.
+    pub precision: recipe::Precision,
+    /// Feedback.
+    pub feedback: Option<method::Feedback>,
+    /// The generator.
+    pub diffusion: GeneratorConfig,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct SetParams {
+    set: String,
+    seed: u64,
+}
+
+/// `index.json` of a set: its shards when it is complete.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardIndex {
+    /// Identity of every image in it.
+    pub identity: Identity,
+    /// The shards, by class and first image.
+    pub shards: Vec<ShardEntry>,
+}
+
+/// One shard of a set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardEntry {
+    /// Path within the set.
+    pub path: PathBuf,
+    /// Class.
+    pub class: u32,
+    /// Images in it.
+    pub images: u64,
+    /// Indices that could not be made.
+    pub failed: Vec<u64>,
+    /// Images that a retry repaired.
+    pub retried: u64,
+    /// Size of the file.
+    pub bytes: u64,
+    /// xxh3-64 of the whole file, hexadecimal.
+    pub xxh3: String,
+}
+
+impl ShardIndex {
+    /// The index of a complete set.
+    ///
+    /// # Errors
+    /// 65 when the set is not complete.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("index.json");
+        let index = read_json(&equipoise_rundir::RealFs, &path)?;
+        index.ok_or_else(|| Error::data(format!("{}: the set is not complete", folder.display())))
+    }
+}
+
+/// Makes every missing shard of a set.
+///
+/// # Errors
+/// 1 when some images could not be made finite, after everything else is committed; 73 when there is too little space.
+pub fn run(step: &Step) -> Result<Ended> {
+    let (params, factory, set) = open(step)?;
+    let synthesizer = factory.synthesizer(&params)?;
+    let missing = set.missing()?;
+    step.require_space(
+        missing.iter().map(|&id| set.images(id)).sum::<u64>() * set.image_bytes(),
+        missing.len() as u64,
+    )?;
+    let done: u64 = set.layout.images() - missing.iter().map(|&id| set.images(id)).sum::<u64>();
+    let mut progress = Progress::new(&step.stage.name, "images", done, set.layout.images(), step.is_root());
+    let claims = step.claims(missing.iter().map(|&id| id as usize).collect())?;
+    let mut own = 0;
+    let ended = loop {
+        match claims.next()? {
+            Claim::Done => break Ended::Done,
+            Claim::Stop => break Ended::Stopped,
+            Claim::Unit(id) => {
+                let shard = set.shard(id as u64)?;
+                let mut on_batch = |images: u64| {
+                    own += images;
+                    step.poll_deadline();
+                    progress.set(done + own + set.finished_elsewhere(&claims, &missing));
+                    step.report_progress("images", &progress, false)
+                };
+                if !set.make(&shard, &synthesizer, &claims, &mut on_batch)? {
+                    break Ended::Stopped;
+                }
+                claims.finished(id)?;
+            }
+        }
+    };
+    claims.close()?;
+    if step.all_done(ended == Ended::Done)? {
+        progress.set(set.layout.images());
+        step.report_progress("images", &progress, true)?;
+        set.finish()?;
+        return Ok(Ended::Done);
+    }
+    Ok(Ended::Stopped)
+}
+
+/// The set of a stage: its parameters, the networks that make it, and where everything in it belongs.
+///
+/// # Errors
+/// 65 naming the weights or the split that cannot be used, 78 when parameters do not fit.
+pub(crate) fn open(step: &Step) -> Result<(GenerateParams, Factory, Set<'_>)> {
+    let params: GenerateParams = step.params()?;
+    let named: SetParams = step.params()?;
+    let factory = Factory::new(step, &params, named.seed)?;
+    let set = Set::new(step, &params, &named, factory.identity(step, &params)?)?;
+    Ok((params, factory, set))
+}
+
+/// Adds an image, or the fact that none could be made, to its shard.
+///
+/// # Errors
+/// 65 if it does not follow what the shard holds.
+pub(crate) fn append(file: &mut ImageShard, made: &Made) -> Result<()> {
+    match &made.pixels {
+        Some(pixels) => {
+            let row =
+                Row { index: made.index, group: -1, seed: made.seed, condition: None, flags: made.flags };
+            file.push(row, pixels, &made.criterion)
+        }
+        None => file.push_failed(made.index),
+    }
+}
+
+/// The networks of a set, loaded.
+pub struct Factory {
+    generator: Generator,
+    guide: Option<Frozen>,
+    view: Option<View>,
+    shape: [i64; 3],
+    seed: u64,
+    statistics: Option<crate::features::ClassTable>,
+}
+
+impl Factory {
+    /// Loads generator and guide.
+    ///
+    /// # Errors
+    /// 65 naming the tensor or file that does not fit.
+    pub fn new(step: &Step, params: &GenerateParams, seed: u64) -> Result<Self> {
+        let shape = step.data_shape()?;
+        let weights = match &params.diffusion.weights {
+            Some(file) => file.clone(),
+            None => step.stage_path("diffusion").join("model.safetensors"),
+        };
+        let generator = Generator::load(&params.diffusion, &weights, &shape)?;
+        let (guide, statistics, view) = match (&params.feedback, &params.guide) {
+            (Some(feedback), Some(name)) => {
+                let config: FeedbackConfig = feedback.parse()?;
+                let hardness = config.criterion == Criterion::Hardness;
+                let statistics =
+                    if hardness { Some(crate::features::ClassTable::read(step, name)?) } else { None };
+                (Some(step.helper(name)?), statistics, Some(step.view_of(name)?))
+            }
+            _ => (None, None, None),
+        };
+        let seed = Key::new(step.recipe().run.seed, "set").index(seed).hash();
+        let [height, width] = shape.size;
+        Ok(Self { generator, guide, view, shape: [shape.channels, height, width], seed, statistics })
+    }
+
+    /// Ready to make batches.
+    ///
+    /// # Errors
+    /// 78 when a method's parameters do not fit.
+    pub fn synthesizer<'a>(&'a self, params: &GenerateParams) -> Result<Synthesizer<'a>> {
+        let feedback = match (&params.feedback, &self.guide, &self.view) {
+            (Some(feedback), Some(guide), Some(view)) => Some(FeedbackOf {
+                config: feedback.parse()?,
+                guide,
+                view,
+                statistics: self.statistics.as_ref().map(crate::features::ClassTable::tensors).transpose()?,
+            }),
+            _ => None,
+        };
+        Ok(Synthesizer {
+            generator: &self.generator,
+            sampler: params.sampler.parse()?,
+            cfg_scale: params.cfg_scale,
+            precision: precision(params.precision),
+            feedback,
+            seed: self.seed,
+            batch: params.batch,
+            shape: self.shape,
+        })
+    }
+
+    /// Everything that changes pixels: the stage's own identity, the machine's facts, the weights in use.
+    fn identity(&self, step: &Step, params: &GenerateParams) -> Result<Identity> {
+        let guide = self.guide.as_ref().map_or("none", |guide| guide.hash.as_str());
+        let facts = equipoise_nn::runtime::fingerprint()?;
+        let generator = &self.generator.hash;
+        Ok(Identity::of(&format!("{} {facts} {generator} {guide} {}", step.identity(), params.batch)))
+    }
+}
+
+/// A set being made.
+pub(crate) struct Set<'a> {
+    step: &'a Step,
+    /// Where every planned image belongs.
+    pub(crate) layout: Layout,
+    /// Its folder.
+    pub(crate) folder: PathBuf,
+    /// Identity of every image in it.
+    pub(crate) identity: Identity,
+    /// Class names by label.
+    pub(crate) classes: Vec<String>,
+    criterion: String,
+    shape: [usize; 3],
+    /// Images in shards that this rank has made.
+    own: std::cell::Cell<u64>,
+}
+
+impl<'a> Set<'a> {
+    fn new(step: &'a Step, params: &GenerateParams, named: &SetParams, identity: Identity) -> Result<Self> {
+        let (classes, counts) = inputs::split_counts(step, &params.split)?;
+        let plan: PlanConfig = params.plan.parse()?;
+        let layout = LayoutConfig { batch: params.batch, batches_per_shard: params.batches_per_shard };
+        let layout = Layout::new(layout, &classes, &plan.plan(&counts).synthetic())?;
+        let shape = step.data_shape()?;
+        let criterion = match &params.feedback {
+            Some(feedback) => feedback.0["criterion"].as_str().unwrap_or_default().to_string(),
+            None => String::new(),
+        };
+        let shape = [shape.size[0] as usize, shape.size[1] as usize, shape.channels as usize];
+        let folder = step.set_path(&named.set, named.seed);
+        Ok(Self { step, layout, folder, identity, classes, criterion, shape, own: Default::default() })
+    }
+
+    /// A shard by its position in the layout.
+    pub(crate) fn shard(&self, id: u64) -> Result<Shard> {
+        self.layout.shard(id).ok_or_else(|| Error::new(ExitCode::Bug, format!("shard {id} is not planned")))
+    }
+
+    fn images(&self, id: u64) -> u64 {
+        self.layout.shard(id).map_or(0, |shard| shard.images.end - shard.images.start)
+    }
+
+    fn image_bytes(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64
+    }
+
+    /// What the file of a shard must be.
+    pub(crate) fn expect(&self, shard: &Shard, finished: bool) -> Expect {
+        Expect {
+            identity: Some(self.identity.to_string()),
+            class: Some(shard.class.0),
+            plan: Some((shard.images.start, shard.images.end - shard.images.start)),
+            finished,
+            file_xxh3: None,
+        }
+    }
+
+    /// Ids of shards that are not there or not valid, in claim order: each rank looks at its part.
+    fn missing(&self) -> Result<Vec<u64>> {
+        let (rank, world) = (self.step.rank() as u64, self.step.world() as u64);
+        let mut bad = Vec::new();
+        for shard in self.layout.shards().filter(|shard| shard.id % world == rank) {
+            let path = self.folder.join(&shard.path);
+            if !path.exists() {
+                bad.push(shard.id);
+            } else if let Err(error) = verify(&path, Depth::Deep, &self.expect(&shard, true)) {
+                equipoise_telemetry::warn!("making it again: {error}");
+                self.step.discard(&path)?;
+                bad.push(shard.id);
+            }
+        }
+        let own: Vec<u8> = bad.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let all = self.step.comm().all_gather(&own)?.concat();
+        let missing: std::collections::BTreeSet<u64> =
+            all.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default())).collect();
+        Ok(self.layout.claim_order().into_iter().filter(|id| missing.contains(id)).collect())
+    }
+
+    /// Images in shards that other ranks have committed in this attempt, where this rank knows of them.
+    fn finished_elsewhere(&self, claims: &StageClaims, units: &[u64]) -> u64 {
+        let Some(tally) = claims.tally() else { return 0 };
+        let handed_out = &units[..units.len().saturating_sub(tally.unclaimed)];
+        let committed = handed_out.iter().filter(|&&id| !tally.held.contains_key(&(id as usize)));
+        let total: u64 = committed.map(|&id| self.images(id)).sum();
+        total.saturating_sub(self.own.get())
+    }
+
+    fn part_path(&self, shard: &Shard) -> PathBuf {
+        self.folder.join(".parts").join(shard.path.replace('/', "_"))
+    }
+
+    /// The finished batches that an earlier claimant left, or an empty shard.
+    fn begin(&self, shard: &Shard, guided_steps: usize) -> Result<ImageShard> {
+        let part = self.part_path(shard);
+        if part.exists() {
+            match verify(&part, Depth::Deep, &self.expect(shard, false)).and_then(|_| ImageShard::read(&part))
+            {
+                Ok(begun) => return Ok(begun),
+                Err(error) => {
+                    equipoise_telemetry::warn!("starting the shard again: {error}");
+                    self.step.discard(&part)?;
+                }
+            }
+        }
+        ImageShard::new(ShardMeta {
+            identity: self.identity.to_string(),
+            class: shard.class.0,
+            class_name: self.classes[shard.class.0 as usize].clone(),
+            prompt: String::new(),
+            first: shard.images.start,
+            planned: shard.images.end - shard.images.start,
+            shape: self.shape,
+            codec: Codec::Raw,
+            resize_filter: String::new(),
+            criterion: self.criterion.clone(),
+            guided_steps,
+            reproducible: equipoise_nn::runtime::nondeterministic_operators()?.is_empty(),
+            tool_version: tool_version(),
+        })
+    }
+
+    /// Makes and commits a shard; `false` when a stop came first and the finished batches were left as a part.
+    fn make(
+        &self,
+        shard: &Shard,
+        synthesizer: &Synthesizer<'_>,
+        claims: &dyn Claims,
+        on_batch: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<bool> {
+        let mut file = self.begin(shard, synthesizer.guided_steps()?)?;
+        for batch in shard.batches() {
+            if batch.images.start < file.next_index() {
+                continue;
+            }
+            if claims.should_stop()? {
+                if file.next_index() > shard.images.start {
+                    self.step.commit(&self.part_path(shard), &file.write()?)?;
+                }
+                return Ok(false);
+            }
+            let keep = batch.images.end - batch.images.start;
+            for made in synthesizer.batch(shard.class, batch.images.start, keep)? {
+                append(&mut file, &made)?;
+            }
+            on_batch(keep)?;
+        }
+        self.own.set(self.own.get() + shard.images.end - shard.images.start);
+        self.step.commit(&self.folder.join(&shard.path), &file.write()?)?;
+        self.step.remove_if_there(&self.part_path(shard))?;
+        Ok(true)
+    }
+
+    /// Writes `index.json` once all shards are there; fails with 1 when images are missing in them.
+    fn finish(&self) -> Result<()> {
+        self.step.comm().barrier()?;
+        if !self.step.is_root() {
+            return self.step.comm().barrier();
+        }
+        let mut index = ShardIndex { identity: self.identity.clone(), shards: Vec::new() };
+        for shard in self.layout.shards() {
+            let path = self.folder.join(&shard.path);
+            let bytes = self.step.vfs().read(&path).map_err(|error| Error::io("read", &path, error))?;
+            let file = ImageShard::from_bytes(&path.display().to_string(), &bytes)?;
+            let retried = file.rows().iter().filter(|row| row.flags != equipoise_shards::Flags::NONE).count();
+            index.shards.push(ShardEntry {
+                path: shard.path.clone().into(),
+                class: shard.class.0,
+                images: file.len() as u64,
+                failed: file.failed().to_vec(),
+                retried: retried as u64,
+                bytes: bytes.len() as u64,
+                xxh3: format!("{:016x}", equipoise_base::hash::xxh3(&bytes)),
+            });
+        }
+        self.step.remove_folder(&self.folder.join(".parts"))?;
+        self.step.commit_json(&self.folder.join("index.json"), &index)?;
+        let failed: usize = index.shards.iter().map(|shard| shard.failed.len()).sum();
+        self.step.comm().barrier()?;
+        if failed > 0 {
+            bail!(
+                CheckFailed,
+                "{failed} images could not be made finite; they are listed in {}",
+                self.folder.join("index.json").display()
+            );
+        }
+        Ok(())
+    }
+}

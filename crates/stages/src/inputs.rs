@@ -1,0 +1,79 @@
+//! Images that earlier stages left, in memory: prepared splits and synthetic sets.
+
+use crate::step::Step;
+use equipoise_base::{Error, Result, ensure};
+use equipoise_data::ImageSet;
+use equipoise_shards::{ImageShard, Packed};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Images of one source with what identifies each.
+#[derive(Clone, Debug)]
+pub struct Images {
+    /// Pixels and labels.
+    pub set: Arc<ImageSet>,
+    /// Checksum of each image.
+    pub hashes: Vec<u64>,
+    /// Position of each in its source, or index within its class for synthetic images.
+    pub index: Vec<u64>,
+}
+
+/// Where a prepared split lies.
+pub fn split_file(step: &Step, split: &str) -> PathBuf {
+    step.stage_path(&format!("prepare.{split}")).join("split.h5")
+}
+
+/// A prepared split.
+///
+/// # Errors
+/// 65 naming the file if it is damaged or its images have no common size.
+pub fn split(step: &Step, split: &str) -> Result<Images> {
+    let path = split_file(step, split);
+    let packed = Packed::read(&path)?;
+    let [height, width, channels] = raw_shape(packed.images().shape(), &path)?;
+    let label = |label: i64| {
+        u32::try_from(label).map_err(|_| Error::data(format!("{}: label {label}", path.display())))
+    };
+    let labels = packed.rows().iter().map(|row| label(row.label)).collect::<Result<Vec<u32>>>()?;
+    let set = ImageSet::new(height, width, channels, packed.images().bytes().to_vec(), labels)?;
+    let index = packed.rows().iter().map(|row| row.index).collect();
+    Ok(Images { set: Arc::new(set), hashes: packed.hashes().to_vec(), index })
+}
+
+/// Class names and real images per class of a prepared split.
+pub fn split_counts(step: &Step, split: &str) -> Result<(Vec<String>, Vec<u64>)> {
+    let packed = Packed::read(&split_file(step, split))?;
+    Ok((packed.meta().class_names.clone(), packed.counts()))
+}
+
+/// A synthetic set, in the order of its shard list.
+///
+/// # Errors
+/// 65 naming the shard that is damaged.
+pub fn synthetic(step: &Step, set: &str, seed: u64) -> Result<Images> {
+    let folder = step.set_path(set, seed);
+    let index = crate::generate::ShardIndex::read(&folder)?;
+    let mut all = Images { set: Arc::default(), hashes: Vec::new(), index: Vec::new() };
+    let mut images = ImageSet::default();
+    for entry in &index.shards {
+        let path = folder.join(&entry.path);
+        let shard = ImageShard::read(&path)?;
+        let [height, width, channels] = raw_shape(shard.images().shape(), &path)?;
+        let labels = vec![shard.meta().class; shard.len()];
+        if labels.is_empty() {
+            continue;
+        }
+        images.append(ImageSet::new(height, width, channels, shard.images().bytes().to_vec(), labels)?)?;
+        all.hashes.extend_from_slice(shard.hashes());
+        all.index.extend(shard.rows().iter().map(|row| row.index));
+    }
+    ensure!(!images.labels.is_empty(), BadData, "{}: the set has no images", folder.display());
+    all.set = Arc::new(images);
+    Ok(all)
+}
+
+fn raw_shape(shape: Option<[usize; 3]>, path: &Path) -> Result<[usize; 3]> {
+    shape.ok_or_else(|| {
+        Error::data(format!("{}: images of different sizes cannot be trained on", path.display()))
+    })
+}

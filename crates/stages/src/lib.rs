@@ -1,0 +1,28 @@
+//! The loops: orchestration only, no maths, no formats.
+//!
+//! [`step`] is what every step binary does around its loop; each stage is one file; [`programs`] says which binary runs
+//! which.
+
+mod data;
+mod evaluate;
+mod features;
+mod generate;
+mod grid;
+mod inputs;
+mod measure;
+mod nets;
+mod prepare;
+mod pretrain;
+pub mod programs;
+pub mod regenerate;
+mod schema;
+mod step;
+mod synthesis;
+pub mod toy;
+mod train;
+mod training;
+mod world;
+
+pub use generate::{ShardEntry, ShardIndex};
+pub use step::{Step, main};
+pub use training::Ended;

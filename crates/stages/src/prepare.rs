@@ -1,0 +1,103 @@
+//! `equipoise-prepare`: a split, read, selected and packed into one HDF5 file with a checksum for every image.
+
+use crate::step::Step;
+use equipoise_base::{Result, ensure};
+use equipoise_catalog::{Selection, Source, counts};
+use equipoise_config::method;
+use equipoise_data::files::{BadImages, FilesConfig};
+use equipoise_data::{Filter, read};
+use equipoise_shards::{Codec, Packed, PackedMeta, PackedRow, tool_version};
+use serde::Deserialize;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Parameters of the stage: `[data.splits.NAME]` with what `[data]` says.
+#[derive(Clone, Debug, Deserialize)]
+struct PrepareParams {
+    split: String,
+    root: PathBuf,
+    size: [u32; 2],
+    channels: u32,
+    source: method::Source,
+    select: Option<method::Select>,
+}
+
+/// Packs one split.
+///
+/// # Errors
+/// 65 when a file is missing or damaged, or too many images are bad; 78 when the selection does not fit.
+pub fn run(step: &Step) -> Result<()> {
+    let params: PrepareParams = step.params()?;
+    if !step.is_root() {
+        return Ok(());
+    }
+    let source = rooted(params.source.parse()?, &params.root);
+    let classes = step.classes()?;
+    let config = FilesConfig {
+        size: params.size[0] as usize,
+        channels: params.channels as usize,
+        filter: Filter::Bicubic,
+        bad_images: BadImages { max_fraction: step.dataset()?.max_bad },
+        ..FilesConfig::default()
+    };
+    let found = read(&source, &config, classes.len())?;
+    let selection: Selection = match &params.select {
+        Some(select) => select.parse()?,
+        None => Selection::default(),
+    };
+    let chosen = selection.select(&found.images.labels, classes.len(), step.recipe().run.seed)?;
+    ensure!(!chosen.is_empty(), BadData, "split '{}': no image is left after the selection", params.split);
+    let images = &found.images;
+    let shape = [images.height, images.width, images.channels];
+    let wanted = [params.size[0] as usize, params.size[1] as usize, params.channels as usize];
+    ensure!(
+        shape == wanted,
+        BadData,
+        "split '{}': images are {shape:?}, data.size and channels say {wanted:?}",
+        params.split
+    );
+    let meta = PackedMeta {
+        identity: step.identity().to_string(),
+        split: params.split.clone(),
+        source: serde_json::to_string(&params.source.0).unwrap_or_default(),
+        resize_filter: "bicubic, antialiased (PIL)".into(),
+        part: 0,
+        parts: 1,
+        class_names: classes.clone(),
+        group_names: Vec::new(),
+        bad_images: found.bad.iter().map(|bad| format!("{}: {}", bad.path.display(), bad.reason)).collect(),
+        tool_version: tool_version(),
+    };
+    let mut packed = Packed::new(meta, Codec::Raw, Some(shape))?;
+    for &at in &chosen {
+        let row =
+            PackedRow { label: i64::from(images.labels[at]), group: -1, index: found.positions[at] as u64 };
+        packed.push(row, images.image(at).pixels)?;
+    }
+    step.commit(&step.dir().join("split.h5"), &packed.write()?)?;
+    let labels: Vec<u32> = chosen.iter().map(|&at| images.labels[at]).collect();
+    let counts = counts::of_labels(&labels, classes.len())?;
+    for bad in &found.bad {
+        equipoise_telemetry::warn!("left out {}: {}", bad.path.display(), bad.reason);
+    }
+    equipoise_telemetry::info!(
+        "{}: {} images, {} left out, per class {counts:?}",
+        params.split,
+        chosen.len(),
+        found.bad.len()
+    );
+    let summary = json!({ "split": params.split, "images": chosen.len(), "left_out": found.bad.len(), "counts": counts });
+    step.commit_json(&step.dir().join("summary.json"), &summary)
+}
+
+/// Relative paths of a source start at `data.root`.
+fn rooted(source: Source, root: &Path) -> Source {
+    let at = |path: PathBuf| root.join(path);
+    match source {
+        Source::Idx { images, labels } => Source::Idx { images: at(images), labels: at(labels) },
+        Source::Cifar10 { files } => Source::Cifar10 { files: files.into_iter().map(at).collect() },
+        Source::Cifar100 { files } => Source::Cifar100 { files: files.into_iter().map(at).collect() },
+        Source::Folder { path } => Source::Folder { path: at(path) },
+        Source::List { file, root: images } => Source::List { file: at(file), root: at(images) },
+    }
+}

@@ -1,0 +1,669 @@
+//! What every step binary does around its loop: libtorch, ranks, lease, log, signals, outcome.
+//!
+//! Order matters. Signals first, so that an early stop is not lost; libtorch before any tensor; MPI before the lease, so
+//! that one rank takes it for all; the panic hook once somebody can be told.
+
+use crate::schema;
+use crate::training::Ended;
+use crate::world::{self, World};
+use clap::Parser;
+use equipoise_base::clock::{Clock, SystemClock};
+use equipoise_base::{Error, ExitCode, Identity, Result, ResultExt, bail, ensure};
+use equipoise_comm::agree::Verdict;
+use equipoise_comm::{Comm, StopFlag};
+use equipoise_config::recipe::{self, Recipe};
+use equipoise_config::{BUILD_ID, load_resolved, stage as find_stage};
+use equipoise_nn::runtime::{self, DeviceChoice, RuntimeConfig};
+use equipoise_report::results::Provenance;
+use equipoise_rundir::identity::IdentityRecord;
+use equipoise_rundir::lease::{Fence, LeaseRequest};
+use equipoise_rundir::stage::{Outcome, State, Status};
+use equipoise_rundir::vfs::VfsFile;
+use equipoise_rundir::{
+    Checkpoint, CheckpointWriter, Checkpoints, Deadline, Journal, LeaseGuard, Process, RealFs, RunDir, Stage,
+    StageDir, StageKey, Vfs, commit_bytes, commit_json, create_dirs,
+};
+use equipoise_telemetry::{Host, Progress};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// `status.json` is replaced at most this often.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// A commit is assumed to take so long until one was measured.
+const FIRST_COMMIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Parser)]
+#[command(about = "A step of an Equipoise run; `equipoise run` and the batch scripts start it", version = BUILD_ID)]
+struct Args {
+    /// Resolved configuration of the run.
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["print_schema", "build_id"])]
+    config: Option<PathBuf>,
+    /// Run directory.
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["print_schema", "build_id"])]
+    run: Option<PathBuf>,
+    /// Settings on top of the configuration; `stage=NAME` says which stage.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Print the schema of recipes.
+    #[arg(long, hide = true)]
+    print_schema: bool,
+    /// Print the build that front end and steps must share.
+    #[arg(long, hide = true)]
+    build_id: bool,
+}
+
+/// A stage in progress on this rank.
+pub struct Step {
+    /// What is to be done.
+    pub stage: equipoise_config::Stage,
+    recipe: Recipe,
+    run: RunDir,
+    dir: StageDir,
+    world: World,
+    vfs: Arc<dyn Vfs>,
+    clock: Arc<dyn Clock>,
+    guard: LeaseGuard,
+    attempt: u64,
+    identity: Identity,
+    stop: StopFlag,
+    deadline: Deadline,
+    host: String,
+    started: Instant,
+    /// On the root: the open stage and its metrics file.
+    root: Option<Mutex<Root>>,
+}
+
+/// What only rank 0 holds.
+struct Root {
+    stage: Stage,
+    metrics: Journal,
+    last_status: Option<Instant>,
+}
+
+/// What rank 0 tells the others about the opened stage.
+#[derive(Serialize, Deserialize)]
+struct Opened {
+    attempt: u64,
+    fences: Vec<Fence>,
+}
+
+/// Runs a step binary.
+pub fn main(body: fn(&Step) -> Result<Ended>) -> std::process::ExitCode {
+    let args = Args::try_parse().unwrap_or_else(|error| {
+        let _ = error.print();
+        std::process::exit(if error.use_stderr() { ExitCode::Usage.status() } else { 0 });
+    });
+    if args.build_id {
+        println!("{BUILD_ID}");
+        return ExitCode::Done.into();
+    }
+    let result =
+        if args.print_schema { schema::print().map(|()| ExitCode::Done) } else { start(&args, body) };
+    result
+        .unwrap_or_else(|error| {
+            eprintln!("error: {error}");
+            error.code()
+        })
+        .into()
+}
+
+fn start(args: &Args, body: fn(&Step) -> Result<Ended>) -> Result<ExitCode> {
+    let (Some(config), Some(run)) = (&args.config, &args.run) else {
+        bail!(Usage, "--config and --run are needed");
+    };
+    run_stage(config, run, &args.sets, body)
+}
+
+/// Runs one stage from lease to outcome: the one that `stage=NAME` in `sets` names.
+///
+/// # Errors
+/// Those of the stage, which are in its `outcome.json` once it was opened.
+pub(crate) fn run_stage(
+    config: &Path,
+    run: &Path,
+    sets: &[String],
+    body: fn(&Step) -> Result<Ended>,
+) -> Result<ExitCode> {
+    let stop = StopFlag::default();
+    stop.on_signals()?;
+    equipoise_comm::parent::die_with_parent()?;
+    let resolved = load_resolved(config, sets)?;
+    let Some(name) = resolved.recipe.stage.clone() else {
+        bail!(Usage, "--set stage=NAME is needed: `equipoise plan` lists the stages");
+    };
+    let stage = find_stage(&resolved, &name)?;
+    let world = world::init()?;
+    init_runtime(&resolved.recipe, &world)?;
+    let step = Step::open(stage, resolved.recipe, run, world, stop)?;
+    step.guard_against_panics();
+    let watchdog = step.world.watch(step.reporter())?;
+    let ended = body(&step).and_then(|ended| step.end(ended));
+    drop(watchdog);
+    match ended {
+        Ok(code) => step.leave().map(|()| code),
+        Err(error) => Err(step.fail(error)),
+    }
+}
+
+fn init_runtime(recipe: &Recipe, world: &World) -> Result<()> {
+    runtime::init(&RuntimeConfig {
+        device: device(recipe.run.device),
+        threads: recipe.run.threads as usize,
+        local_rank: world.local_rank(),
+        ..RuntimeConfig::default()
+    })
+}
+
+fn device(name: recipe::Device) -> DeviceChoice {
+    match name {
+        recipe::Device::Auto => DeviceChoice::Auto,
+        recipe::Device::Cpu => DeviceChoice::Cpu,
+        recipe::Device::Cuda => DeviceChoice::Cuda,
+    }
+}
+
+impl Step {
+    /// Rank 0 takes the lease and opens the stage; the others get its fences. A refusal reaches all ranks.
+    fn open(
+        stage: equipoise_config::Stage,
+        recipe: Recipe,
+        run: &Path,
+        world: World,
+        stop: StopFlag,
+    ) -> Result<Self> {
+        let vfs: Arc<dyn Vfs> = Arc::new(RealFs);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        let run = RunDir::new(run);
+        let dir = run.stage(&stage_key(&stage)?);
+        let record = identity_record(&stage)?;
+        let opened = match world.comm().rank() {
+            0 => Some(open_root(&vfs, &dir, &record, &*clock)),
+            _ => None,
+        };
+        let told = world.share(opened.as_ref().map(|opened| match opened {
+            Ok(root) => {
+                Ok(Opened { attempt: root.stage.attempt(), fences: root.stage.guard().fences().to_vec() })
+            }
+            Err(error) => Err(error),
+        }))?;
+        let root = opened.transpose()?.map(Mutex::new);
+        let log = Log(vfs.append(&prepared(&*vfs, &dir.log(told.attempt, world.comm().rank()))?).map_err(
+            |error| Error::io("open the log", &dir.log(told.attempt, world.comm().rank()), error),
+        )?);
+        equipoise_telemetry::init(Box::new(log), world.comm().rank(), root.is_some());
+        let end = std::env::var("SLURM_JOB_END_TIME").ok();
+        let step = Self {
+            guard: LeaseGuard::from_fences(vfs.clone(), told.fences),
+            deadline: Deadline::from_slurm(end.as_deref(), FIRST_COMMIT, &*clock),
+            host: Process::current().host,
+            started: Instant::now(),
+            attempt: told.attempt,
+            identity: stage.identity.clone(),
+            stage,
+            recipe,
+            run,
+            dir,
+            world,
+            vfs,
+            clock,
+            stop,
+            root,
+        };
+        step.announce()?;
+        Ok(step)
+    }
+
+    /// A stage that was begun, to look at: one rank, no lease, no attempt, no log. Nothing can be committed through
+    /// it, because no lease satisfies its fence.
+    ///
+    /// # Errors
+    /// 78 naming what differs if this configuration or this machine would make other bits than the stage has; 65 if
+    /// the stage was never begun.
+    pub(crate) fn reader(run: &Path, name: &str) -> Result<Self> {
+        let run = RunDir::new(run);
+        let resolved = load_resolved(&run.config(), &[])?;
+        let stage = find_stage(&resolved, name)?;
+        let world = world::init()?;
+        ensure!(
+            world.comm().size() == 1,
+            Usage,
+            "only one rank can look at a stage: start it without mpirun"
+        );
+        init_runtime(&resolved.recipe, &world)?;
+        let vfs: Arc<dyn Vfs> = Arc::new(RealFs);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        let dir = run.stage(&stage_key(&stage)?);
+        let begun = vfs.exists(&dir.identity()).map_err(|error| Error::io("read", &dir.identity(), error))?;
+        ensure!(begun, BadData, "{}: no such file: the stage was never begun", dir.identity().display());
+        identity_record(&stage)?.require(&*vfs, &dir.identity(), None)?;
+        let fence = Fence { dir: dir.lock(), generation: 0, nonce: String::new() };
+        Ok(Self {
+            guard: LeaseGuard::from_fences(vfs.clone(), vec![fence]),
+            deadline: Deadline::from_slurm(None, FIRST_COMMIT, &*clock),
+            host: Process::current().host,
+            started: Instant::now(),
+            attempt: 0,
+            identity: stage.identity.clone(),
+            stage,
+            recipe: resolved.recipe,
+            run,
+            dir,
+            world,
+            vfs,
+            clock,
+            stop: StopFlag::default(),
+            root: None,
+        })
+    }
+
+    /// First lines of an attempt: where it runs and with what.
+    fn announce(&self) -> Result<()> {
+        if let Some(root) = &self.root {
+            let root = lock(root);
+            root.stage.gc(&[&self.run.root().join("sets"), &self.run.root().join("features")])?;
+            let (name, attempt) = (&self.stage.name, self.attempt);
+            equipoise_telemetry::info!(
+                "{name}: attempt {attempt}, {} ranks, identity {}, equipoise {BUILD_ID}",
+                self.world(),
+                self.identity
+            );
+            drop(root);
+            self.write_status(State::Running, None)?;
+        }
+        Ok(())
+    }
+
+    fn guard_against_panics(&self) {
+        let report = self.reporter();
+        self.world.abort_on_panic(move |message| report(ExitCode::Bug, message));
+    }
+
+    /// Writes `outcome.json` from any thread, for the panic hook and the watchdog.
+    fn reporter(&self) -> impl Fn(ExitCode, &str) + Send + Sync + Clone + 'static {
+        let (vfs, dir, guard) = (self.vfs.clone(), self.dir.clone(), self.guard.clone());
+        let (rank, attempt, host, clock) = (self.rank(), self.attempt, self.host.clone(), self.clock.clone());
+        move |code: ExitCode, message: &str| {
+            let mut outcome = Outcome::new(code, rank, attempt, &host, clock.wall());
+            outcome.message = message.to_string();
+            let _ = outcome.write(&*vfs, &dir, Some(&guard));
+        }
+    }
+
+    /// All ranks have done their part: outcome, provenance, exit code.
+    fn end(&self, ended: Ended) -> Result<ExitCode> {
+        self.comm().barrier()?;
+        let (code, state) = match ended {
+            Ended::Done => (ExitCode::Done, State::Done),
+            Ended::Stopped => (ExitCode::Requeue, State::Stopped),
+        };
+        if let Some(root) = &self.root {
+            if ended == Ended::Done {
+                self.commit_json(&self.dir().join("provenance.json"), &self.provenance()?)?;
+            }
+            self.write_status(state, None)?;
+            let outcome = Outcome::new(code, 0, self.attempt, &self.host, self.clock.wall());
+            lock(root).stage.write_outcome(&outcome)?;
+            equipoise_telemetry::info!("{}: {}", self.stage.name, code.meaning());
+        }
+        self.comm().barrier()?;
+        Ok(code)
+    }
+
+    /// The lease is released before MPI ends, so that the next stage never waits for it.
+    fn leave(mut self) -> Result<()> {
+        self.root = None;
+        self.world.finish()
+    }
+
+    /// This rank cannot go on: it says why before anything else, then ends the others.
+    fn fail(self, error: Error) -> Error {
+        let outcome = Outcome::of_error(&error, self.rank(), self.attempt, &self.host, self.clock.wall());
+        let _ = outcome.write(&*self.vfs, &self.dir, Some(&self.guard));
+        if self.root.is_some() {
+            let _ = self.write_status(State::Failed, None);
+        }
+        equipoise_telemetry::error!("{error}");
+        if self.world() > 1 {
+            eprintln!("error: rank {}: {error}", self.rank());
+            drop(self.root);
+            self.world.comm().abort(error.code().status());
+        }
+        error
+    }
+
+    fn provenance(&self) -> Result<Provenance> {
+        let host = Host::here();
+        Ok(Provenance {
+            fingerprint: runtime::fingerprint()?,
+            ranks: self.world(),
+            threads: self.recipe.run.threads as usize,
+            host: host.name,
+            cpu: host.cpu,
+            seconds: self.started.elapsed().as_secs_f64(),
+            peak_memory: equipoise_telemetry::peak_memory_bytes(),
+            version: BUILD_ID.to_string(),
+        })
+    }
+
+    /// Whether this is rank 0.
+    pub fn is_root(&self) -> bool {
+        self.root.is_some()
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> usize {
+        self.comm().rank()
+    }
+
+    /// Number of ranks.
+    pub fn world(&self) -> usize {
+        self.comm().size()
+    }
+
+    /// The group of ranks.
+    pub fn comm(&self) -> &dyn Comm {
+        self.world.comm()
+    }
+
+    /// The resolved recipe.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Identity of the stage.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The file system.
+    pub fn vfs(&self) -> &dyn Vfs {
+        &*self.vfs
+    }
+
+    /// Folder of this stage.
+    pub fn dir(&self) -> &Path {
+        self.dir.root()
+    }
+
+    /// Folder of another stage.
+    pub fn stage_path(&self, name: &str) -> PathBuf {
+        self.run.root().join("stages").join(name)
+    }
+
+    /// Folder of a synthetic set.
+    pub fn set_path(&self, set: &str, seed: u64) -> PathBuf {
+        self.run.root().join("sets").join(format!("{set}.k{seed}"))
+    }
+
+    /// A feature file.
+    ///
+    /// # Errors
+    /// 78 if a name cannot be part of a path.
+    pub fn features_path(&self, extractor: &str, split: &str) -> Result<PathBuf> {
+        self.run.features(extractor, split)
+    }
+
+    /// The stage's parameters.
+    ///
+    /// # Errors
+    /// 78 naming the key that does not fit.
+    pub fn params<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_value(self.stage.params.clone()).or_exit(ExitCode::Config, &self.stage.name)
+    }
+
+    /// Commits a file under the lease, making its folder.
+    ///
+    /// # Errors
+    /// 69 if the lease is lost, 74 if it cannot be written.
+    pub fn commit(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        commit_bytes(&*self.vfs, &prepared(&*self.vfs, path)?, bytes, Some(&self.guard))
+    }
+
+    /// Commits a value as JSON.
+    ///
+    /// # Errors
+    /// As [`Step::commit`].
+    pub fn commit_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
+        commit_json(&*self.vfs, &prepared(&*self.vfs, path)?, value, Some(&self.guard))
+    }
+
+    /// Removes a damaged file, to be made again.
+    ///
+    /// # Errors
+    /// 69 if the lease is lost, 74 if it cannot be removed.
+    pub fn discard(&self, path: &Path) -> Result<()> {
+        self.guard.check()?;
+        self.vfs.remove_file(path).map_err(|error| Error::io("remove", path, error))
+    }
+
+    /// Removes a file that may not be there.
+    ///
+    /// # Errors
+    /// As [`Step::discard`].
+    pub fn remove_if_there(&self, path: &Path) -> Result<()> {
+        match self.vfs.exists(path) {
+            Ok(true) => self.discard(path),
+            Ok(false) => Ok(()),
+            Err(error) => Err(Error::io("read", path, error)),
+        }
+    }
+
+    /// Removes a folder with what is in it, if it is there.
+    ///
+    /// # Errors
+    /// As [`Step::discard`].
+    pub fn remove_folder(&self, path: &Path) -> Result<()> {
+        self.guard.check()?;
+        match self.vfs.exists(path) {
+            Ok(true) => self.vfs.remove_dir_all(path).map_err(|error| Error::io("remove", path, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses to begin what cannot fit: `bytes` of images in `files` files, with a tenth to spare.
+    ///
+    /// # Errors
+    /// 73 naming what is needed and what is free.
+    pub fn require_space(&self, bytes: u64, files: u64) -> Result<()> {
+        let path = self.run.root();
+        let Ok(space) = self.vfs.space(path) else { return Ok(()) };
+        let (bytes, files) = (bytes + bytes / 10, files + files / 10);
+        if space.bytes < bytes || space.inodes < files {
+            bail!(
+                NoSpace,
+                "{}: the stage needs {bytes} bytes and {files} files, free are {} bytes and {} files",
+                path.display(),
+                space.bytes,
+                space.inodes
+            );
+        }
+        Ok(())
+    }
+
+    /// Units for the ranks to share, handed out in this order; the stop of any rank reaches all.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    pub fn claims(&self, units: Vec<usize>) -> Result<world::StageClaims> {
+        self.world.claims(units, self.stop.clone())
+    }
+
+    /// What this rank brings to the agreement at a step boundary.
+    pub fn stop_verdict(&self) -> Verdict {
+        if self.stop.is_raised() {
+            Verdict::Stop
+        } else if self.deadline.is_due(&*self.clock) {
+            Verdict::Deadline
+        } else {
+            Verdict::Go
+        }
+    }
+
+    /// Raises the stop flag once the wall time is nearly over; for loops without agreement.
+    pub fn poll_deadline(&self) {
+        if self.deadline.is_due(&*self.clock) {
+            self.stop.raise();
+        }
+    }
+
+    /// Whether all ranks are done.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    pub fn all_done(&self, done: bool) -> Result<bool> {
+        let mut open = [i64::from(!done)];
+        self.comm().all_reduce_max(&mut open)?;
+        Ok(open[0] == 0)
+    }
+
+    /// Shows progress in `status.json`, at most once a second unless `now`; on the root only.
+    ///
+    /// # Errors
+    /// As [`Step::commit`].
+    pub fn report_progress(&self, unit: &str, progress: &Progress, now: bool) -> Result<()> {
+        self.world.beat();
+        let Some(root) = &self.root else { return Ok(()) };
+        let due = lock(root).last_status.is_none_or(|last| last.elapsed() >= STATUS_INTERVAL);
+        if due || now {
+            lock(root).last_status = Some(Instant::now());
+            self.write_status(State::Running, Some((unit, progress)))?;
+        }
+        Ok(())
+    }
+
+    fn write_status(&self, state: State, progress: Option<(&str, &Progress)>) -> Result<()> {
+        let Some(root) = &self.root else { return Ok(()) };
+        let earlier = Status::read(&*self.vfs, &self.dir).ok().flatten();
+        let (unit, done, total, rate) = match progress {
+            Some((unit, progress)) => {
+                let snapshot = progress.snapshot();
+                (unit.to_string(), snapshot.done, snapshot.total, Some(snapshot.rate))
+            }
+            None => {
+                earlier.map_or((String::new(), 0, 0, None), |old| (old.unit, old.done, old.total, old.rate))
+            }
+        };
+        let status = Status {
+            stage: self.stage.name.clone(),
+            state,
+            unit,
+            done,
+            total,
+            rate,
+            attempt: self.attempt,
+            ranks: self.world(),
+            host: self.host.clone(),
+            pid: std::process::id(),
+            wall: self.clock.wall(),
+        };
+        lock(root).stage.write_status(&status)
+    }
+
+    /// A sign of life for the watchdog.
+    pub fn comm_beat(&self) {
+        self.world.beat();
+    }
+
+    /// Adds a row to `metrics.jsonl`; on the root only.
+    ///
+    /// # Errors
+    /// As [`Step::commit`].
+    pub fn metrics_row(&self, row: &Value) -> Result<()> {
+        let Some(root) = &self.root else { return Ok(()) };
+        let mut row = row.clone();
+        row["attempt"] = self.attempt.into();
+        lock(root).metrics.append(&row)
+    }
+
+    /// The checkpoints of this stage.
+    pub fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::new(self.vfs.clone(), self.dir.checkpoints(), Some(self.guard.clone()))
+    }
+
+    /// A thread that saves checkpoints; on the root only.
+    ///
+    /// # Errors
+    /// 74 if no thread can be started.
+    pub fn checkpoint_writer(&self) -> Result<Option<CheckpointWriter>> {
+        let keep = self.recipe.checkpoint.keep as usize;
+        let start = || CheckpointWriter::start(self.checkpoints(), keep, self.clock.clone());
+        self.root.as_ref().map(|_| start()).transpose()
+    }
+
+    /// The newest checkpoint that the root finds valid; every rank reads and verifies the same one.
+    ///
+    /// # Errors
+    /// 74 if a file cannot be read, 65 if a rank does not see the root's checkpoint.
+    pub fn newest_checkpoint(&self) -> Result<Option<Checkpoint>> {
+        let checkpoints = self.checkpoints();
+        let mut on_corrupt = |path: &Path, reason: &str| {
+            equipoise_telemetry::warn!("set aside a damaged checkpoint as {}: {reason}", path.display());
+        };
+        let mut step = match &self.root {
+            Some(_) => {
+                let newest = checkpoints.latest_valid(&mut on_corrupt)?;
+                newest.map(|checkpoint| checkpoint.manifest.step.to_le_bytes().to_vec()).unwrap_or_default()
+            }
+            None => Vec::new(),
+        };
+        self.comm().broadcast(&mut step, 0)?;
+        let Ok(step) = <[u8; 8]>::try_from(step.as_slice()) else { return Ok(None) };
+        match checkpoints.verify(u64::from_le_bytes(step))? {
+            Ok(checkpoint) => Ok(Some(checkpoint)),
+            Err(reason) => {
+                bail!(BadData, "rank {} cannot read the checkpoint of rank 0: {reason}", self.rank())
+            }
+        }
+    }
+}
+
+fn lock(root: &Mutex<Root>) -> std::sync::MutexGuard<'_, Root> {
+    root.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn open_root(vfs: &Arc<dyn Vfs>, dir: &StageDir, record: &IdentityRecord, clock: &dyn Clock) -> Result<Root> {
+    let mut request = LeaseRequest::new(dir.lock(), clock);
+    request.job = std::env::var("SLURM_JOB_ID").ok();
+    request.restart = std::env::var("SLURM_RESTART_COUNT").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let stage = Stage::open(vfs.clone(), dir.clone(), record, request)?;
+    let metrics = Journal::open(vfs.clone(), &dir.metrics(), Some(stage.guard().clone()))?;
+    Ok(Root { stage, metrics, last_status: None })
+}
+
+/// What must match when a stage is taken up again: its own identity and what this machine does to bits.
+fn identity_record(stage: &equipoise_config::Stage) -> Result<IdentityRecord> {
+    let mut fields = stage.identity_fields();
+    fields.extend(runtime::facts()?.into_iter().map(|(key, value)| (format!("machine.{key}"), value)));
+    Ok(IdentityRecord::of(fields))
+}
+
+fn stage_key(stage: &equipoise_config::Stage) -> Result<StageKey> {
+    let key = StageKey::parse(&stage.name);
+    key.ok_or_else(|| Error::config(format!("'{}' is no name of a stage", stage.name)))
+}
+
+/// The path, its folder made.
+fn prepared(vfs: &dyn Vfs, path: &Path) -> Result<PathBuf> {
+    if let Some(parent) = path.parent() {
+        create_dirs(vfs, parent)?;
+    }
+    Ok(path.to_owned())
+}
+
+/// A log file as the standard library writes to files.
+struct Log(Box<dyn VfsFile>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,156 @@
+//! `equipoise-train`: classifiers that serve others, and the arms of a comparison.
+
+use crate::inputs::{self, Images};
+use crate::nets::DataShape;
+use crate::step::Step;
+use crate::training::{self, Ended, Objective, TrainingConfig};
+use equipoise_base::rng::Key;
+use equipoise_base::{Result, ensure};
+use equipoise_classify::{Counts, Loss, LossConfig, Progress};
+use equipoise_config::{Kind as StageKind, method};
+use equipoise_data::{AugmentConfig, BatchBuilder, MicroBatch, Shape};
+use equipoise_models::arch::Classifier;
+use equipoise_nn::layers::{BatchNorm2d, Mode};
+use equipoise_nn::{MemoryFormat, Module as _, Params, Precision, runtime};
+use equipoise_workplan::{OrderConfig, Pool, TrainingOrder};
+use serde::Deserialize;
+use std::sync::Arc;
+use tch::Tensor;
+
+/// Parameters of the stage: `[classifiers.NAME]` or `[arms.NAME]`, complete.
+#[derive(Clone, Debug, Deserialize)]
+struct TrainParams {
+    split: String,
+    arch: method::Arch,
+    loss: method::Loss,
+    optimizer: method::Optimizer,
+    schedule: method::LearningRate,
+    augment: method::Augment,
+    sampling: method::Sampling,
+    steps: u64,
+    global_batch: u64,
+    micro_batch: u64,
+    precision: Precision,
+    log_every: u64,
+    seed: u64,
+    set: Option<String>,
+    set_seed: Option<u64>,
+    extra_split: Option<String>,
+}
+
+/// Trains one classifier.
+///
+/// # Errors
+/// Those of [`training::train`]; 65 when an input is damaged.
+pub fn run(step: &Step) -> Result<Ended> {
+    let params: TrainParams = step.params()?;
+    let real = inputs::split(step, &params.split)?;
+    let extra = match (&params.set, params.set_seed, &params.extra_split) {
+        (Some(set), Some(seed), _) => Some(inputs::synthetic(step, set, seed)?),
+        (_, _, Some(split)) => Some(inputs::split(step, split)?),
+        _ => None,
+    };
+    let (shape, counts) = (step.data_shape()?, class_counts(&real, step.classes()?.len()));
+    let seed = Key::new(step.recipe().run.seed, "train").class(kind_number(step)).index(params.seed).hash();
+    let store = Params::new(seed, tch::Kind::Float, runtime::device());
+    let classifier = Classifier::new(&params.arch.parse()?, store, shape.channels, shape.classes)?;
+    let sampling: OrderConfig = params.sampling.parse()?;
+    let loss: LossConfig = params.loss.parse()?;
+    let seen = mixture(&sampling, &counts, extra.as_ref().map(|extra| class_counts(extra, counts.len())));
+    let objective = Recognition {
+        loss: Loss::new(&loss, &Counts::new(&counts).with_mixture(&seen)?)?,
+        classifier,
+        precision: params.precision,
+    };
+    let order = order(&params, &sampling, seed, &real, extra.as_ref())?;
+    let builder = builder(step, &params.augment.parse()?, &shape, &real, extra.as_ref())?;
+    let config = TrainingConfig {
+        steps: params.steps,
+        optimizer: params.optimizer.parse()?,
+        schedule: params.schedule.parse()?,
+        ema: None,
+        log_every: params.log_every,
+    };
+    training::train(step, &objective, &config, order, builder)
+}
+
+/// Guides and arms of one seed must not start from the same weights by accident.
+fn kind_number(step: &Step) -> u64 {
+    u64::from(step.stage.kind == StageKind::Arm)
+}
+
+/// Images of each class.
+pub fn class_counts(images: &Images, classes: usize) -> Vec<u64> {
+    let mut counts = vec![0; classes];
+    for &label in &images.set.labels {
+        counts[label as usize] += 1;
+    }
+    counts
+}
+
+/// The class frequencies that training sees, scaled to the number of real images: the prior of the mixture.
+fn mixture(sampling: &OrderConfig, real: &[u64], extra: Option<Vec<u64>>) -> Vec<f64> {
+    let total = |counts: &[u64]| counts.iter().sum::<u64>().max(1) as f64;
+    let Some(extra) = extra else { return real.iter().map(|&n| n as f64).collect() };
+    // Without fixed parts an image is an image, wherever it comes from.
+    let real_part = match sampling {
+        OrderConfig::Mix { real_fraction, .. } => *real_fraction,
+        _ => total(real) / (total(real) + total(&extra)),
+    };
+    let (n, m) = (total(real), total(&extra));
+    let seen = |(&r, &e): (&u64, &u64)| n * (real_part * r as f64 / n + (1. - real_part) * e as f64 / m);
+    real.iter().zip(&extra).map(seen).collect()
+}
+
+fn order(
+    params: &TrainParams,
+    config: &OrderConfig,
+    seed: u64,
+    real: &Images,
+    extra: Option<&Images>,
+) -> Result<TrainingOrder> {
+    let pool = |set: u32, images: &Images| Pool::of_set(set, &images.set.labels);
+    let synthetic = extra.map(|extra| pool(1, extra)).unwrap_or_default();
+    TrainingOrder::new(seed, config, params.global_batch, params.micro_batch, pool(0, real), synthetic)
+}
+
+/// The loader's builder over the real images and what is added to them.
+pub fn builder(
+    step: &Step,
+    augment: &AugmentConfig,
+    shape: &DataShape,
+    real: &Images,
+    extra: Option<&Images>,
+) -> Result<BatchBuilder> {
+    let images = std::iter::once(real).chain(extra);
+    let sets = images.map(|images| Arc::clone(&images.set) as Arc<dyn equipoise_data::ImageSource>).collect();
+    let [height, width] = shape.size.map(|side| side as usize);
+    let shape = Shape { channels: shape.channels as usize, height, width };
+    BatchBuilder::new(sets, augment.clone(), shape, step.recipe().run.threads as usize)
+}
+
+/// A classifier with its loss.
+struct Recognition {
+    classifier: Classifier,
+    loss: Loss,
+    precision: Precision,
+}
+
+impl Objective for Recognition {
+    fn params(&self) -> &Params {
+        self.classifier.params()
+    }
+
+    fn batch_norms(&self) -> Vec<&BatchNorm2d> {
+        self.classifier.batch_norms()
+    }
+
+    fn loss(&self, micro: &MicroBatch) -> Result<Tensor> {
+        ensure!(micro.labels.numel() > 0, Bug, "an empty micro-batch");
+        let device = runtime::device();
+        let images = MemoryFormat::default().apply(&micro.images.to_device(device))?;
+        let logits = self.precision.scope(device, || self.classifier.forward(&images, Mode::Train))?;
+        let progress = Progress { epoch: 0, step: micro.request.step };
+        Ok(self.loss.forward(&logits, &micro.labels.to_device(device), progress))
+    }
+}

@@ -1,0 +1,313 @@
+//! The training loop: data-parallel by micro-batches, the same weights on any allowed number of ranks, resumable at
+//! any step (DESIGN "Elastic training").
+
+use crate::step::Step;
+use equipoise_base::{Error, ExitCode, Result, bail, ensure};
+use equipoise_comm::agree::{Verdict, agree};
+use equipoise_data::{BatchBuilder, Loader, MicroBatch, Request};
+use equipoise_nn::flat::is_finite;
+use equipoise_nn::layers::BatchNorm2d;
+use equipoise_nn::statistics::{gather_statistics, take_statistics};
+use equipoise_nn::{
+    Ema, EmaConfig, FlatParams, GradientTree, Optimizer, OptimizerConfig, Params, Schedule, ScheduleConfig,
+    weights,
+};
+use equipoise_rundir::{CheckpointWriter, Snapshot};
+use equipoise_telemetry::Progress;
+use equipoise_workplan::TrainingOrder;
+use serde_json::json;
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
+
+/// Micro-batches that the loader prepares ahead of the model.
+const PREFETCH: usize = 4;
+
+/// What is trained: parameters, and the loss of a micro-batch.
+pub trait Objective {
+    /// All parameters and buffers.
+    fn params(&self) -> &Params;
+
+    /// Batch normalisations, in a fixed order.
+    fn batch_norms(&self) -> Vec<&BatchNorm2d>;
+
+    /// Mean loss of a micro-batch, a scalar.
+    ///
+    /// # Errors
+    /// Those of the precision scope.
+    fn loss(&self, micro: &MicroBatch) -> Result<Tensor>;
+}
+
+/// Length and optimizer of a training.
+#[derive(Clone, Debug)]
+pub struct TrainingConfig {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Optimizer.
+    pub optimizer: OptimizerConfig,
+    /// Learning rate over the steps.
+    pub schedule: ScheduleConfig,
+    /// Average of the weights, if there is one; it is what is committed.
+    pub ema: Option<EmaConfig>,
+    /// Steps between rows of `metrics.jsonl`.
+    pub log_every: u64,
+}
+
+/// How a training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All steps are done and the weights are committed.
+    Done,
+    /// A stop was asked for; a checkpoint of the current step is committed.
+    Stopped,
+}
+
+/// Trains to the end or to a stop, from the newest valid checkpoint. The result is `model.safetensors` in the stage's
+/// folder: the averaged weights where there is averaging.
+///
+/// # Errors
+/// 71 when a loss or gradient is not finite (no weight has changed by it), 78 when the ranks cannot share the
+/// micro-batches, 74 when a checkpoint cannot be written.
+pub fn train(
+    step: &Step,
+    objective: &dyn Objective,
+    config: &TrainingConfig,
+    order: TrainingOrder,
+    builder: BatchBuilder,
+) -> Result<Ended> {
+    let mut state = State::new(step, objective, config, order.micro_batches() as usize)?;
+    let first = state.restore()?;
+    if first == config.steps {
+        state.commit_weights()?;
+        return Ok(Ended::Done);
+    }
+    let owned = state.tree.owned();
+    let requests = Requests {
+        order,
+        micros: owned.start as u64..owned.end as u64,
+        step: first,
+        at: 0,
+        end: config.steps,
+    };
+    let mut loader = Loader::start(builder, requests, PREFETCH)?;
+    let mut progress = Progress::new(&step.stage.name, "steps", first, config.steps, step.is_root());
+    for now in first..config.steps {
+        let losses = state.accumulate(&mut loader, owned.clone())?;
+        let gradient = state.tree.finish(state.flat.values())?;
+        let finite = is_finite(&gradient) && losses.iter().all(|loss| loss.is_finite());
+        match state.verdict(finite)? {
+            Verdict::NonFinite => bail!(
+                NonFinite,
+                "step {now}: the loss or the gradient is not finite (losses of rank {}: {losses:?}); lower \
+                 optimizer.lr or use precision = \"fp32\"",
+                step.rank()
+            ),
+            Verdict::Go => {}
+            // The gradient of this step is given up: the checkpoint is of the step before it.
+            _ => {
+                state.checkpoint(now)?;
+                state.settle()?;
+                return Ok(Ended::Stopped);
+            }
+        }
+        state.apply(now, &gradient)?;
+        state.log(now, &losses)?;
+        progress.set(now + 1);
+        step.report_progress("steps", &progress, false)?;
+        if (now + 1).is_multiple_of(step.recipe().checkpoint.every_steps) && now + 1 < config.steps {
+            state.checkpoint(now + 1)?;
+        }
+    }
+    step.report_progress("steps", &progress, true)?;
+    state.checkpoint(config.steps)?;
+    state.settle()?;
+    state.commit_weights()?;
+    Ok(Ended::Done)
+}
+
+/// This rank's micro-batches, step after step.
+struct Requests {
+    order: TrainingOrder,
+    micros: std::ops::Range<u64>,
+    step: u64,
+    at: u64,
+    end: u64,
+}
+
+impl Iterator for Requests {
+    type Item = Request;
+
+    fn next(&mut self) -> Option<Request> {
+        if self.micros.is_empty() || self.step == self.end {
+            return None;
+        }
+        let (step, micro) = (self.step, self.micros.start + self.at);
+        self.at += 1;
+        if self.micros.start + self.at == self.micros.end {
+            (self.at, self.step) = (0, self.step + 1);
+        }
+        Some(Request { step, micro, samples: self.order.micro_batch(step, micro) })
+    }
+}
+
+struct State<'a> {
+    step: &'a Step,
+    objective: &'a dyn Objective,
+    config: &'a TrainingConfig,
+    flat: FlatParams,
+    optimizer: Box<dyn Optimizer>,
+    schedule: Schedule,
+    ema: Option<Ema>,
+    tree: GradientTree<'a>,
+    statistics: Vec<Tensor>,
+    micro_batches: usize,
+    /// Only the root writes: all ranks hold the same state.
+    writer: Option<CheckpointWriter>,
+    /// Losses since the last row of metrics, summed over this rank's micro-batches.
+    window: (f64, u64),
+}
+
+impl<'a> State<'a> {
+    fn new(
+        step: &'a Step,
+        objective: &'a dyn Objective,
+        config: &'a TrainingConfig,
+        micro_batches: usize,
+    ) -> Result<Self> {
+        let flat = FlatParams::new(objective.params())?;
+        Ok(Self {
+            optimizer: config.optimizer.build(&flat)?,
+            schedule: Schedule::new(config.schedule.clone(), 1, config.steps)?,
+            ema: config.ema.map(|ema| Ema::new(ema, &flat)).transpose()?,
+            tree: GradientTree::new(step.comm(), micro_batches)?,
+            writer: step.checkpoint_writer()?,
+            statistics: Vec::new(),
+            window: (0., 0),
+            step,
+            objective,
+            config,
+            flat,
+            micro_batches,
+        })
+    }
+
+    /// Takes up the newest checkpoint that the root finds valid; all ranks take the same one.
+    fn restore(&mut self) -> Result<u64> {
+        let found = match self.step.newest_checkpoint()? {
+            Some(found) => found,
+            None => return Ok(0),
+        };
+        let read = |file: &str| -> Result<Vec<(String, Tensor)>> {
+            weights::from_bytes(&found.path.join(file).display().to_string(), &found.read(file)?)
+        };
+        let source = found.path.display().to_string();
+        self.objective.params().load(&source, &read("model.safetensors")?)?;
+        self.optimizer.load(&self.flat, &source, &read("optimizer.safetensors")?)?;
+        if let Some(ema) = &mut self.ema {
+            ema.load(&self.flat, &source, &read("ema.safetensors")?)?;
+        }
+        equipoise_telemetry::info!("resumed at step {} of {}", found.manifest.step, self.config.steps);
+        Ok(found.manifest.step)
+    }
+
+    /// Forward and backward over this rank's micro-batches; their losses.
+    fn accumulate(&mut self, loader: &mut Loader, owned: std::ops::Range<usize>) -> Result<Vec<f64>> {
+        let norms = self.objective.batch_norms();
+        self.statistics.clear();
+        let mut losses = Vec::with_capacity(owned.len());
+        for micro in owned {
+            let batch = loader
+                .next()
+                .ok_or_else(|| Error::new(ExitCode::Bug, "the loader ended before the training"))??;
+            let loss = self.objective.loss(&batch)?;
+            let gradient = self.flat.gradient(&(&loss / self.micro_batches as f64));
+            self.statistics.extend(take_statistics(&norms)?);
+            self.tree.push(micro, gradient);
+            losses.push(loss.to_kind(Kind::Double).double_value(&[]));
+        }
+        Ok(losses)
+    }
+
+    fn verdict(&mut self, finite: bool) -> Result<Verdict> {
+        let failed =
+            self.writer.as_mut().is_some_and(|writer| !writer.is_in_flight() && writer.wait().is_err());
+        let own = match (finite, failed) {
+            (_, true) => Verdict::Io,
+            (false, _) => Verdict::NonFinite,
+            _ => self.step.stop_verdict(),
+        };
+        Ok(agree(self.step.comm(), own)?.verdict)
+    }
+
+    fn apply(&mut self, now: u64, gradient: &Tensor) -> Result<()> {
+        let lr = self.config.optimizer.lr() * self.schedule.factor(now);
+        self.optimizer.step(&self.flat, gradient, lr)?;
+        let norms = self.objective.batch_norms();
+        gather_statistics(self.step.comm(), self.micro_batches, &norms, &self.statistics)?;
+        if let Some(ema) = &mut self.ema {
+            ema.update(&self.flat);
+        }
+        Ok(())
+    }
+
+    /// A row of `metrics.jsonl` every `log_every` steps: mean loss since the last one, over all ranks.
+    fn log(&mut self, now: u64, losses: &[f64]) -> Result<()> {
+        self.window.0 += losses.iter().sum::<f64>();
+        self.window.1 += losses.len() as u64;
+        if !(now + 1).is_multiple_of(self.config.log_every) && now + 1 != self.config.steps {
+            return Ok(());
+        }
+        let (sum, count) = std::mem::take(&mut self.window);
+        let own = [sum.to_le_bytes(), count.to_le_bytes()].concat();
+        let (mut total, mut images) = (0., 0);
+        for bytes in self.step.comm().all_gather(&own)? {
+            let word =
+                |at: usize| bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).unwrap_or([0; 8]);
+            total += f64::from_le_bytes(word(0));
+            images += u64::from_le_bytes(word(8));
+        }
+        let lr = self.config.optimizer.lr() * self.schedule.factor(now);
+        self.step.metrics_row(&json!({ "step": now + 1, "loss": total / images.max(1) as f64, "lr": lr }))
+    }
+
+    /// Hands the state after `step` steps to the writer's thread; training goes on meanwhile.
+    fn checkpoint(&mut self, step: u64) -> Result<()> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let bytes = |tensors: &[(String, Tensor)]| weights::to_bytes(tensors, &BTreeMap::new());
+        let mut files = BTreeMap::from([
+            ("model.safetensors".to_string(), bytes(&self.objective.params().all())?),
+            ("optimizer.safetensors".to_string(), bytes(&self.optimizer.state(&self.flat))?),
+        ]);
+        if let Some(ema) = &self.ema {
+            files.insert("ema.safetensors".into(), bytes(&ema.state(&self.flat))?);
+        }
+        writer.submit(Snapshot {
+            step,
+            world: self.step.world(),
+            identity: self.step.identity().clone(),
+            files,
+            user: json!(null),
+        })
+    }
+
+    /// Waits until the last checkpoint is on disk, on all ranks.
+    fn settle(&mut self) -> Result<()> {
+        if let Some(writer) = &mut self.writer {
+            writer.wait()?;
+        }
+        self.step.comm().barrier()
+    }
+
+    /// `model.safetensors`: the weights that other stages use.
+    fn commit_weights(&mut self) -> Result<()> {
+        ensure!(self.config.steps > 0, Config, "steps must be at least 1");
+        if self.step.is_root() {
+            let save = || weights::to_bytes(&self.objective.params().all(), &BTreeMap::new());
+            let bytes = match &self.ema {
+                Some(ema) => ema.scope(&self.flat, save)?,
+                None => save()?,
+            };
+            self.step.commit(&self.step.dir().join("model.safetensors"), &bytes)?;
+        }
+        self.step.comm().barrier()
+    }
+}

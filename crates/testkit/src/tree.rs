@@ -1,0 +1,117 @@
+//! The live processes that a test has started, wherever they have gone: found by an environment variable.
+//!
+//! Process groups, sessions and parents change under mpirun and after a crash; the environment does not. So an orphan
+//! check sees everything, and a random kill never hits a process of anybody else.
+
+use equipoise_base::rng::Key;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Name of the variable.
+pub const VARIABLE: &str = "EQUIPOISE_TEST_MARK";
+
+/// A mark no other test carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marker(String);
+
+/// A live process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its process id.
+    pub pid: i32,
+    /// Its parent's.
+    pub parent: i32,
+    /// Its command line, words joined by spaces.
+    pub command: String,
+}
+
+impl Default for Marker {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+impl Marker {
+    /// Lets a command, and everything that it starts, carry the mark.
+    pub fn put_on(&self, command: &mut Command) {
+        command.env(VARIABLE, &self.0);
+    }
+
+    /// All live processes that carry the mark, by pid; zombies are not alive.
+    pub fn live(&self) -> Vec<Found> {
+        let Ok(entries) = std::fs::read_dir("/proc") else { return vec![] };
+        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut found: Vec<Found> = pids.filter_map(|pid| self.look_at(pid)).collect();
+        found.sort_by_key(|process| process.pid);
+        found
+    }
+
+    /// SIGKILLs one live process that `eligible` accepts, chosen by `key`; its pid, or none if there is none.
+    pub fn kill_one(&self, key: Key<'_>, eligible: impl Fn(&Found) -> bool) -> Option<i32> {
+        let candidates: Vec<Found> = self.live().into_iter().filter(|process| eligible(process)).collect();
+        let chosen = candidates.get(key.stream().below(candidates.len().max(1) as u64) as usize)?;
+        send(chosen.pid, libc::SIGKILL);
+        Some(chosen.pid)
+    }
+
+    /// SIGKILLs everything that carries the mark.
+    pub fn kill_all(&self) {
+        for process in self.live() {
+            send(process.pid, libc::SIGKILL);
+        }
+    }
+
+    fn look_at(&self, pid: i32) -> Option<Found> {
+        let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).ok();
+        let mark = format!("{VARIABLE}={}", self.0);
+        let environment = read("environ")?;
+        if !environment.split(|&byte| byte == 0).any(|entry| entry == mark.as_bytes()) {
+            return None;
+        }
+        let stat = String::from_utf8_lossy(&read("stat")?).into_owned();
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        if matches!(fields.next()?, "Z" | "X") {
+            return None;
+        }
+        let parent = fields.next()?.parse().ok()?;
+        let command = String::from_utf8_lossy(&read("cmdline")?).replace('\0', " ").trim_end().to_string();
+        Some(Found { pid, parent, command })
+    }
+}
+
+/// Sends a signal; a process that has just gone is no matter.
+pub fn send(pid: i32, signal: i32) {
+    // SAFETY: kill has no memory preconditions.
+    unsafe { libc::kill(pid, signal) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wait_until;
+    use std::time::Duration;
+
+    #[test]
+    fn finds_and_kills_only_its_own() {
+        let (own, other) = (Marker::default(), Marker::default());
+        let start = |marker: &Marker| {
+            let mut command = Command::new("sh");
+            command.args(["-c", "sleep 60 & sleep 60"]);
+            marker.put_on(&mut command);
+            command.spawn().unwrap()
+        };
+        let (mut ours, mut theirs) = (start(&own), start(&other));
+        let ready = || own.live().len() == 3 && other.live().len() == 3;
+        wait_until("two trees of three", Duration::from_secs(5), ready);
+        let sleeper = |found: &Found| found.command.starts_with("sleep");
+        assert!(own.kill_one(Key::new(0, "kill"), sleeper).is_some());
+        assert!(own.kill_one(Key::new(0, "kill"), |found| found.pid == theirs.id() as i32).is_none());
+        own.kill_all();
+        ours.wait().unwrap();
+        wait_until("own tree gone", Duration::from_secs(5), || own.live().is_empty());
+        assert_eq!(other.live().len(), 3);
+        other.kill_all();
+        theirs.wait().unwrap();
+    }
+}

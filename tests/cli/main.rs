@@ -1,0 +1,10 @@
+//! The front end as a user meets it: messages, exit codes, counts, speed. Step binaries are shell scripts here.
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
+
+mod config;
+mod help;
+mod plan;
+mod runs;
+mod steps;
+mod util;
