@@ -36,15 +36,18 @@ mkdir -p "$dir"
 cp "$here/identity/$stage.json" "$dir/identity.json"
 echo "$stage $OMP_NUM_THREADS" >> "$here/started"
 attempt=$(wc -l < "$here/started")
-end() {
-  echo "{\"code\":$1,\"name\":\"$2\",\"message\":\"$3\",\"next\":null,\"rank\":0,\"attempt\":$attempt,\"host\":\"h\",\"wall\":0}" > "$dir/outcome.json"
-  exit "$1"
+outcome() {
+  echo "{\"code\":$1,\"name\":\"$2\",\"message\":\"$3\",\"next\":null,\"rank\":0,\"attempt\":$attempt,\"host\":\"h\",\"wall\":0}"
 }
+end() { outcome "$@" > "$dir/outcome.json"; exit "$1"; }
+# The launcher lets steps ignore USR2 until they listen, and what a shell was told to ignore it cannot trap.
+listen='$SIG{USR2} = sub { open F, ">", $ARGV[0]; print F $ARGV[1]; close F; exit 75 };
+  open F, ">", $ARGV[2]; close F; sleep 1 while 1'
 case $(cat "$here/do/$stage" 2>/dev/null) in
   kill) kill -9 $$ ;;
   silent) exit 0 ;;
   65) end 65 bad_data "x.png: truncated" ;;
-  wait) trap 'end 75 requeue stopped' USR2; touch "$here/waiting"; while :; do sleep 0.05; done ;;
+  wait) exec perl -e "$listen" "$dir/outcome.json" "$(outcome 75 requeue stopped)" "$here/waiting" ;;
   *) end 0 done done ;;
 esac
 "#;

@@ -151,8 +151,8 @@ fn plan(run: &Run) -> Result<Plan> {
         ranks: recipe.run.ranks,
         threads: recipe.run.threads,
         stages,
-        splits: sizes.splits.into_values().collect(),
-        sets: sizes.sets.into_values().collect(),
+        splits: sizes.splits,
+        sets: sizes.sets,
         bytes,
         files,
         free_bytes: free.bytes,
@@ -162,37 +162,45 @@ fn plan(run: &Run) -> Result<Plan> {
 
 /// Counts and sizes of what a run writes.
 struct Sizes {
-    splits: BTreeMap<String, SplitPlan>,
-    sets: BTreeMap<String, SetPlan>,
+    splits: Vec<SplitPlan>,
+    sets: Vec<SetPlan>,
 }
 
 impl Sizes {
     fn read(run: &Run) -> Result<Self> {
         let recipe = &run.resolved.recipe;
-        let mut sizes = Self { splits: BTreeMap::new(), sets: BTreeMap::new() };
+        let mut sizes = Self { splits: Vec::new(), sets: Vec::new() };
         let Some(data) = &recipe.data else { return Ok(sizes) };
         let mut counts = BTreeMap::new();
         for (name, split) in data.splits.iter() {
             let by_class = classes::split_counts(recipe, data, name, split)?;
             let images = by_class.iter().sum();
             let bytes = images * (pixels(data) + IMAGE_OVERHEAD);
-            sizes.splits.insert(name.into(), SplitPlan { name: name.into(), images, bytes });
+            sizes.splits.push(SplitPlan { name: name.into(), images, bytes });
             counts.insert(name, by_class);
         }
         let names = classes::names(data)?;
         for (name, set) in recipe.sets.iter() {
             let counts = counts.get(set.generate.split.as_str()).map(Vec::as_slice).unwrap_or_default();
-            sizes.sets.insert(name.into(), SetPlan::new(name, set, data, &names, counts)?);
+            sizes.sets.push(SetPlan::new(name, set, data, &names, counts)?);
         }
         Ok(sizes)
+    }
+
+    fn split(&self, name: &str) -> Option<&SplitPlan> {
+        self.splits.iter().find(|split| split.name == name)
+    }
+
+    fn set(&self, name: &str) -> Option<&SetPlan> {
+        self.sets.iter().find(|set| set.name == name)
     }
 
     /// Bytes and files of one stage.
     fn of_stage(&self, stage: &Stage) -> (u64, u64) {
         let text = |key: &str| stage.params[key].as_str().unwrap_or_default();
         let (bytes, files) = match stage.kind {
-            Kind::Prepare => self.splits.get(text("split")).map_or((0, 0), |split| (split.bytes, 1)),
-            Kind::Generate => self.sets.get(text("set")).map_or((0, 0), |set| (set.bytes, set.files)),
+            Kind::Prepare => self.split(text("split")).map_or((0, 0), |split| (split.bytes, 1)),
+            Kind::Generate => self.set(text("set")).map_or((0, 0), |set| (set.bytes, set.files)),
             _ => (0, 0),
         };
         (bytes + STAGE_BYTES, files + STAGE_FILES)

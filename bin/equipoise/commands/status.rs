@@ -132,7 +132,7 @@ fn row(run: &RunDir, stage: String, launched: bool) -> Result<Row> {
 fn cells(rows: &[Row]) -> Vec<Vec<String>> {
     let cell = |row: &Row| {
         let progress = match (row.done, row.total, &row.unit) {
-            (Some(done), Some(total), Some(unit)) => format!("{done}/{total} {unit}"),
+            (Some(done), Some(total), Some(unit)) if total > 0 => format!("{done}/{total} {unit}"),
             _ => String::new(),
         };
         let rate = row.rate.filter(|_| row.state == "running").map(|rate| format!("{rate:.1}/s"));

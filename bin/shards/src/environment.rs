@@ -8,6 +8,14 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+/// Lets HDF5 read on file systems without locks, as the run's ranks do: files are never changed in place.
+///
+/// Called in `main`, before anything starts a thread.
+pub fn read_without_locks() {
+    // SAFETY: this is the only thread so far, and HDF5 reads the variable when it is first used.
+    unsafe { std::env::set_var("HDF5_USE_FILE_LOCKING", "FALSE") };
+}
+
 /// Makes sure that this process has the threads and the instruction set that the run's recipe pins, as its ranks had.
 ///
 /// libtorch, oneDNN and OpenMP read them when they are loaded, which is before `main`: if something differs, this

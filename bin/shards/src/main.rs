@@ -15,7 +15,7 @@ use equipoise_config::BUILD_ID;
 /// Check, show, regenerate or export generated images.
 #[derive(Debug, Parser)]
 #[command(name = "equipoise-shards", bin_name = "equipoise shards", version = BUILD_ID, max_term_width = 110)]
-#[command(subcommand_required = true, arg_required_else_help = true)]
+#[command(arg_required_else_help = true)]
 #[command(after_help = "Examples:\n  \
     equipoise shards verify runs/quickstart --deep\n  \
     equipoise shards show runs/quickstart --set feedback.k0 > sheet.png\n  \
@@ -42,6 +42,7 @@ fn main() -> std::process::ExitCode {
         let _ = error.print();
         std::process::exit(if error.use_stderr() { ExitCode::Usage.status() } else { 0 });
     });
+    environment::read_without_locks();
     match run(&cli) {
         Ok(code) => code.into(),
         Err(error) => {

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
     equipoise shards regenerate runs/quickstart --sample 20\n  \
     equipoise shards regenerate runs/quickstart --set feedback.k0 Coat/17 T-shirt/top/3 9/0\n  \
     equipoise shards regenerate runs/quickstart --failed\n\n\
-    An image is a function of its identity: the batch that it belongs to is computed again, with the run's\n\
-    configuration, weights, threads and instruction set. Exits 1 if an image differs, 78 naming the fact if this\n\
+    An image is a function of its identity: the batch that it belongs to is computed again, with the run's \
+    configuration, weights, threads and instruction set. Exits 1 if an image differs, 78 naming the fact if this \
     machine cannot give the same bits. Without --failed nothing is written.")]
 pub struct Args {
     /// Run directory.

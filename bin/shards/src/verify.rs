@@ -18,8 +18,8 @@ use std::path::PathBuf;
     equipoise shards verify runs/quickstart\n  \
     equipoise shards verify runs/quickstart --set feedback.k0 --deep\n  \
     equipoise shards verify runs/quickstart --sample 20 --output json\n\n\
-    Exits 1 if anything is missing, damaged or too much. `equipoise shards regenerate RUN --failed` makes missing,\n\
-    damaged and failed images again.")]
+    Exits 1 if anything is missing, damaged or too much. `equipoise shards regenerate RUN --failed` makes \
+    missing, damaged and failed images again.")]
 pub struct Args {
     /// Run directory.
     #[arg(value_name = "RUN")]
@@ -120,7 +120,9 @@ pub fn check(set: &Set, deep: bool, sample: Option<usize>) -> Found {
     let index = match set.index() {
         Ok(index) => index,
         Err(error) => {
-            found.problems.push(Problem::of(Kind::Index, set.folder.join(INDEX), &error));
+            let path = set.folder.join(INDEX);
+            let path = if path.exists() { path } else { set.folder.clone() };
+            found.problems.push(Problem::of(Kind::Index, path, &error));
             return found;
         }
     };

@@ -22,7 +22,6 @@ pub struct Tolerance {
 #[derive(Debug, Deserialize)]
 struct Description {
     kind: String,
-    name: String,
     #[serde(default)]
     params: Value,
     tolerance: Tolerance,
@@ -37,8 +36,6 @@ pub struct Case {
     pub dir: PathBuf,
     /// Kind, which selects the implementation.
     pub kind: String,
-    /// Name, unique within the kind.
-    pub name: String,
     /// Parameters; meaning per kind.
     pub params: Value,
     /// Inputs by name.
@@ -74,7 +71,6 @@ impl Case {
             inputs: load("inputs.safetensors")?,
             expected: load("expected.safetensors")?,
             kind: described.kind,
-            name: described.name,
             params: described.params,
             tolerance: described.tolerance,
             tolerances: described.tolerances,

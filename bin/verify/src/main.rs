@@ -6,6 +6,7 @@ mod kinds;
 use case::{Case, Worst};
 use clap::Parser;
 use equipoise_base::{Error, ExitCode, Result};
+use equipoise_config::BUILD_ID;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -20,7 +21,11 @@ use std::time::Instant;
 )]
 struct Cli {
     /// A folder of kinds, one kind, or one case.
+    #[arg(default_value = "tests/oracle")]
     dir: PathBuf,
+    /// Print the build that front end and steps must share.
+    #[arg(long, hide = true)]
+    build_id: bool,
     /// Only these kinds.
     #[arg(long = "kind", value_name = "KIND")]
     kinds: Vec<String>,
@@ -37,6 +42,10 @@ fn main() -> std::process::ExitCode {
         let _ = error.print();
         std::process::exit(if error.use_stderr() { ExitCode::Usage.status() } else { 0 });
     });
+    if cli.build_id {
+        println!("{BUILD_ID}");
+        return ExitCode::Done.into();
+    }
     tch::set_num_threads(1);
     match run(&cli) {
         Ok(code) => code.into(),

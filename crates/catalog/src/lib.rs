@@ -5,6 +5,7 @@
 pub mod counts;
 pub mod folder;
 pub mod groups;
+pub mod labels;
 pub mod list;
 pub mod profile;
 pub mod select;

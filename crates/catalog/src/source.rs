@@ -2,9 +2,9 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// Files of one split, by format. Relative paths start at the folder of the configuration file.
+/// Files of one split, by format. Relative paths start at `data.root`: see [`Source::under`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "format", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Source {
@@ -40,6 +40,19 @@ pub enum Source {
 }
 
 impl Source {
+    /// The source with its relative paths starting at `root`.
+    #[must_use]
+    pub fn under(self, root: &Path) -> Self {
+        let place = |path: PathBuf| root.join(path);
+        match self {
+            Self::Idx { images, labels } => Self::Idx { images: place(images), labels: place(labels) },
+            Self::Cifar10 { files } => Self::Cifar10 { files: files.into_iter().map(place).collect() },
+            Self::Cifar100 { files } => Self::Cifar100 { files: files.into_iter().map(place).collect() },
+            Self::Folder { path } => Self::Folder { path: place(path) },
+            Self::List { file, root: images } => Self::List { file: place(file), root: place(images) },
+        }
+    }
+
     /// The files and folders named, for checks before a run and for messages.
     pub fn paths(&self) -> Vec<&PathBuf> {
         match self {

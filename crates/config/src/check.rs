@@ -29,7 +29,8 @@ impl<'s> Checker<'s> {
             Expected::Plain(map) => self.plain(map, node, path),
             Expected::Tag(tag, values) => self.tag(tag, &values, node, path),
             Expected::Types(types) => {
-                let wanted: Vec<&str> = types.into_iter().map(type_name).collect();
+                let mut wanted: Vec<&str> = types.into_iter().map(type_name).collect();
+                wanted.dedup();
                 self.wrong(node, path, &format!("must be {}, not {}", wanted.join(" or "), node.kind()));
             }
         }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+use equipoise_base::rng::Key;
 use equipoise_config::check::check;
 use equipoise_config::examples::EXAMPLES;
 use equipoise_config::layers::{default_layer, file_layer, set_layer};
@@ -193,6 +194,28 @@ fn broken_text_never_panics() {
     ] {
         let message = problems(text);
         assert!(message.contains(expected), "{text:?}: expected {expected:?} in\n{message}");
+    }
+}
+
+/// Whatever a user's editor does to a recipe, the answer is a message.
+#[test]
+fn damaged_text_never_panics() {
+    let folder = Folder::new();
+    let mut stream = Key::new(0, "damage").stream();
+    for _ in 0..150 {
+        let mut bytes = RECIPE.as_bytes().to_vec();
+        for _ in 0..=stream.below(3) {
+            let at = stream.below(bytes.len() as u64) as usize;
+            match stream.below(3) {
+                0 => bytes[at] = b"[]{}=.,'\"#\n3nx"[stream.below(14) as usize],
+                1 => drop(bytes.remove(at)),
+                _ => bytes.truncate(at.max(1)),
+            }
+        }
+        let text = String::from_utf8(bytes).unwrap();
+        if let Err(message) = folder.resolve(&text, &[]) {
+            assert!(!message.is_empty(), "{text}");
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use equipoise_diffusion::criterion::{Guide, Targets, Viewed};
 use equipoise_report::results::Grid;
 use equipoise_shards::Image;
 use equipoise_shards::contact::{SheetRow, SheetStyle, contact_sheet};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
@@ -21,10 +21,21 @@ struct GridParams {
 }
 
 /// One cell: share recognised, mean criterion, and the first image of the class that is shown.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Cell {
+    number: usize,
     agreement: f64,
     value: f64,
-    shown: Image,
+    /// Height, width, channels.
+    shape: [usize; 3],
+    pixels: Vec<u8>,
+}
+
+impl Cell {
+    fn image(&self) -> Result<Image> {
+        let [height, width, channels] = self.shape;
+        Image::new(height, width, channels, self.pixels.clone())
+    }
 }
 
 /// Samples every cell; ranks share the cells.
@@ -48,29 +59,21 @@ pub fn run(step: &Step) -> Result<()> {
     let mut own = Vec::new();
     for (number, &(scale, omega)) in cells.iter().enumerate().filter(|(n, _)| n % step.world() == step.rank())
     {
-        own.push((
-            number,
-            cell(&factory, &params, (scale, omega), &judge, class as u32, classes.len() as u32)?,
-        ));
+        let shown = (class as u32, classes.len() as u32);
+        own.push(Cell { number, ..cell(&factory, &params, (scale, omega), &judge, shown)? });
         step.comm_beat();
     }
-    let message: Vec<_> = own
-        .iter()
-        .map(|(number, cell)| {
-            json!([number, cell.agreement, cell.value, cell.shown.pixels, cell.shown.shape()])
-        })
-        .collect();
-    let gathered = step.comm().all_gather(&serde_json::to_vec(&message).unwrap_or_default())?;
+    let gathered = step.comm().all_gather(&serde_json::to_vec(&own).unwrap_or_default())?;
     if !step.is_root() {
         return Ok(());
     }
-    let mut all: Vec<(usize, f64, f64, Vec<u8>, [usize; 3])> = gathered
+    let mut all: Vec<Cell> = gathered
         .iter()
-        .flat_map(|bytes| serde_json::from_slice::<Vec<_>>(bytes).unwrap_or_default())
+        .flat_map(|bytes| serde_json::from_slice::<Vec<Cell>>(bytes).unwrap_or_default())
         .collect();
-    all.sort_by_key(|cell| cell.0);
+    all.sort_by_key(|cell| cell.number);
     let columns = params.omega.len();
-    let table = |read: fn(&(usize, f64, f64, Vec<u8>, [usize; 3])) -> f64| -> Vec<Vec<f64>> {
+    let table = |read: fn(&Cell) -> f64| -> Vec<Vec<f64>> {
         all.chunks(columns).map(|row| row.iter().map(read).collect()).collect()
     };
     let criterion = params.generate.feedback.as_ref().and_then(|feedback| feedback.0["criterion"].as_str());
@@ -79,16 +82,12 @@ pub fn run(step: &Step) -> Result<()> {
         cfg_scales: params.cfg_scale.clone(),
         omegas: params.omega.clone(),
         criterion: criterion.unwrap_or_default().to_string(),
-        agreement: table(|cell| cell.1),
-        value: table(|cell| cell.2),
+        agreement: table(|cell| cell.agreement),
+        value: table(|cell| cell.value),
         images: params.images * classes.len() as u64,
     };
-    let images: Vec<Vec<Image>> = all
-        .chunks(columns)
-        .map(|row| {
-            row.iter().map(|cell| Image::new(cell.4[0], cell.4[1], cell.4[2], cell.3.clone())).collect()
-        })
-        .collect::<Result<_>>()?;
+    let images: Vec<Vec<Image>> =
+        all.chunks(columns).map(|row| row.iter().map(Cell::image).collect()).collect::<Result<_>>()?;
     let labels: Vec<String> = params.cfg_scale.iter().map(|scale| format!("CFG {scale}")).collect();
     let rows: Vec<SheetRow<'_>> =
         images.iter().zip(&labels).map(|(images, label)| SheetRow { label, images }).collect();
@@ -103,8 +102,7 @@ fn cell(
     params: &GridParams,
     (scale, omega): (f64, f64),
     judge: &dyn Guide,
-    show: u32,
-    classes: u32,
+    (show, classes): (u32, u32),
 ) -> Result<Cell> {
     let mut generate = params.generate.clone();
     generate.cfg_scale = scale;
@@ -114,7 +112,7 @@ fn cell(
     }
     let synthesizer = factory.synthesizer(&generate)?;
     let indices: Vec<u64> = (0..params.images).collect();
-    let (mut right, mut value, mut shown) = (0., 0., None);
+    let (mut right, mut value, mut pixels) = (0., 0., Vec::new());
     for class in 0..classes {
         let sampled = synthesizer.sample(ClassId(class), &indices, 0, synthesizer.precision)?;
         let labels =
@@ -132,16 +130,11 @@ fn cell(
                     .double_value(&[]);
         }
         if class == show {
-            let [channels, height, width] = synthesizer.shape.map(|side| side as usize);
-            shown = Some(Image::new(
-                height,
-                width,
-                channels,
-                crate::synthesis::to_pixels(&sampled.images.get(0)),
-            )?);
+            pixels = crate::synthesis::to_pixels(&sampled.images.get(0));
         }
     }
     let total = (params.images * u64::from(classes)) as f64;
-    let shown = shown.ok_or_else(|| equipoise_base::Error::config("grid: the data set has no class"))?;
-    Ok(Cell { agreement: right / total, value: value / total, shown })
+    let [channels, height, width] = synthesizer.shape.map(|side| side as usize);
+    let (agreement, value) = (right / total, value / total);
+    Ok(Cell { number: 0, agreement, value, shape: [height, width, channels], pixels })
 }

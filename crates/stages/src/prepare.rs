@@ -9,7 +9,7 @@ use equipoise_data::{Filter, read};
 use equipoise_shards::{Codec, Packed, PackedMeta, PackedRow, tool_version};
 use serde::Deserialize;
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Parameters of the stage: `[data.splits.NAME]` with what `[data]` says.
 #[derive(Clone, Debug, Deserialize)]
@@ -31,7 +31,7 @@ pub fn run(step: &Step) -> Result<()> {
     if !step.is_root() {
         return Ok(());
     }
-    let source = rooted(params.source.parse()?, &params.root);
+    let source = params.source.parse::<Source>()?.under(&params.root);
     let classes = step.classes()?;
     let config = FilesConfig {
         size: params.size[0] as usize,
@@ -88,16 +88,4 @@ pub fn run(step: &Step) -> Result<()> {
     );
     let summary = json!({ "split": params.split, "images": chosen.len(), "left_out": found.bad.len(), "counts": counts });
     step.commit_json(&step.dir().join("summary.json"), &summary)
-}
-
-/// Relative paths of a source start at `data.root`.
-fn rooted(source: Source, root: &Path) -> Source {
-    let at = |path: PathBuf| root.join(path);
-    match source {
-        Source::Idx { images, labels } => Source::Idx { images: at(images), labels: at(labels) },
-        Source::Cifar10 { files } => Source::Cifar10 { files: files.into_iter().map(at).collect() },
-        Source::Cifar100 { files } => Source::Cifar100 { files: files.into_iter().map(at).collect() },
-        Source::Folder { path } => Source::Folder { path: at(path) },
-        Source::List { file, root: images } => Source::List { file: at(file), root: at(images) },
-    }
 }

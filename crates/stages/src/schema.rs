@@ -21,6 +21,7 @@ pub fn print() -> Result<()> {
         ("LearningRate", of::<equipoise_nn::ScheduleConfig>()),
         ("Augment", of::<equipoise_data::AugmentConfig>()),
         ("Sampling", of::<equipoise_workplan::OrderConfig>()),
+        ("Ema", of::<equipoise_nn::EmaConfig>()),
         ("DiffusionModel", of::<equipoise_models::adm::AdmConfig>()),
         ("NoiseSchedule", of::<equipoise_diffusion::schedule::DiffusionScheduleConfig>()),
         ("Plan", of::<equipoise_workplan::PlanConfig>()),

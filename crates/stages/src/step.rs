@@ -265,7 +265,9 @@ impl Step {
     fn announce(&self) -> Result<()> {
         if let Some(root) = &self.root {
             let root = lock(root);
-            root.stage.gc(&[&self.run.root().join("sets"), &self.run.root().join("features")])?;
+            // Only folders that this stage alone writes: a neighbour's scratch files may be in use.
+            let own = self.own_set();
+            root.stage.gc(&own.as_deref().into_iter().collect::<Vec<_>>())?;
             let (name, attempt) = (&self.stage.name, self.attempt);
             equipoise_telemetry::info!(
                 "{name}: attempt {attempt}, {} ranks, identity {}, equipoise {BUILD_ID}",
@@ -276,6 +278,13 @@ impl Step {
             self.write_status(State::Running, None)?;
         }
         Ok(())
+    }
+
+    /// The folder of the set that this stage generates, if it does.
+    fn own_set(&self) -> Option<PathBuf> {
+        let params = &self.stage.params;
+        let (set, seed) = (params["set"].as_str()?, params["seed"].as_u64()?);
+        (self.stage.kind == equipoise_config::Kind::Generate).then(|| self.set_path(set, seed))
     }
 
     fn guard_against_panics(&self) {

@@ -34,7 +34,7 @@ const BLOCK: u64 = 4096;
 #[command(after_help = "Examples:\n  \
     equipoise shards export imagefolder runs/quickstart out/ --set feedback.k0\n  \
     equipoise shards export webdataset runs/quickstart /scratch/me/wds --set feedback.k0 --images-per-tar 1000\n\n\
-    OUT must be new or empty; it appears when it is complete. `cd OUT && sha256sum --quiet --check checksums.sha256`\n\
+    OUT must be new or empty; it appears when it is complete. `cd OUT && sha256sum --quiet --check checksums.sha256` \
     checks it. classes.json holds the labels, which torchvision's ImageFolder would number alphabetically.")]
 pub struct Args {
     #[command(subcommand)]

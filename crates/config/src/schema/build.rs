@@ -171,3 +171,99 @@ fn rewrite(map: &mut Map<String, Value>) {
         map.insert("additionalProperties".into(), Value::Bool(false));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::check;
+    use crate::merge::inherit;
+    use crate::schema::Schema;
+    use crate::source::{Layer, Source};
+    use crate::tree::Node;
+    use schemars::{JsonSchema, schema_for};
+    use std::sync::Arc;
+
+    /// As method crates write their parameters: a tag, and a struct that denies unknown keys.
+    #[derive(JsonSchema)]
+    #[serde(tag = "kind", rename_all = "snake_case")]
+    #[expect(dead_code, reason = "only its schema is used")]
+    enum TestArch {
+        Net(Net),
+        Plain {},
+    }
+
+    #[derive(JsonSchema)]
+    #[serde(deny_unknown_fields, default)]
+    struct Net {
+        depth: u8,
+        pool: Option<Pool>,
+        window: (f64, u32),
+    }
+
+    impl Default for Net {
+        fn default() -> Self {
+            Self { depth: 8, pool: None, window: (1.0, 1) }
+        }
+    }
+
+    #[derive(JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    #[expect(dead_code, reason = "only its schema is used")]
+    enum Pool {
+        /// Documented, so that the schema lists constants instead of an enumeration.
+        Average,
+        Attention,
+    }
+
+    /// What is wrong with an architecture, under a schema with the fragment above.
+    fn problems(arch: &str) -> Vec<String> {
+        let schema = Schema(schema_for_recipe(&[("Arch", schema_for!(TestArch))]).unwrap());
+        let text = crate::DEFAULT.replace("[run]", "[run]\nname = 'x'");
+        let text = text.lines().map(|line| match line.starts_with("arch = ") {
+            true => format!("arch = {arch}\n"),
+            false => format!("{line}\n"),
+        });
+        let source = Source { layer: Layer::Recipe, name: "t.toml".into(), dir: ".".into() };
+        let mut node = Node::parse(&Arc::new(source), &text.collect::<String>()).unwrap();
+        inherit(&mut node);
+        let message = |problem: &crate::Problem| problem.message.clone();
+        check(&schema, &mut node).iter().map(message).collect()
+    }
+
+    #[test]
+    fn a_fragment_checks_what_it_describes() {
+        for fine in
+            ["{ kind = 'plain' }", "{ kind = 'net', depth = 20, pool = 'attention', window = [1, 2] }"]
+        {
+            assert_eq!(problems(fine), Vec::<String>::new(), "{fine}");
+        }
+        for (wrong, expected) in [
+            (
+                "{ kind = 'nte' }",
+                "classifier.arch.kind cannot be 'nte'; did you mean 'net'? (valid: net, plain)",
+            ),
+            ("{ depth = 20 }", "classifier.arch needs a key 'kind' (valid: net, plain)"),
+            ("{ kind = 'plain', depth = 20 }", "unknown key 'depth' in [classifier.arch]"),
+            ("{ kind = 'net', depth = 300 }", "classifier.arch.depth must be 0 to 255, not 300"),
+            (
+                "{ kind = 'net', pool = 'averge' }",
+                "classifier.arch.pool cannot be 'averge'; did you mean 'average'?",
+            ),
+            (
+                "{ kind = 'net', window = [1.0, 2.5] }",
+                "classifier.arch.window[1] must be an integer, not a number",
+            ),
+            ("{ kind = 'net', window = [1.0] }", "classifier.arch.window must have 2 items, not 1"),
+            ("'net'", "classifier.arch must be a table, not a string"),
+        ] {
+            let found = problems(wrong);
+            assert!(found.iter().any(|problem| problem.starts_with(expected)), "{wrong}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_fragment_without_a_place_is_our_mistake() {
+        let error = schema_for_recipe(&[("Arhc", schema_for!(TestArch))]).unwrap_err();
+        assert_eq!(error.code(), equipoise_base::ExitCode::Bug);
+    }
+}

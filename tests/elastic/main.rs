@@ -1,0 +1,51 @@
+//! The same bits on any number of ranks, also when it changes between restarts.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use equipoise_base::rng::Key;
+use equipoise_testkit::{Process, TempRun};
+use std::time::Duration;
+use support::{PATIENCE, assert_same, equipoise, finish, results, run};
+
+#[test]
+fn one_two_and_three_ranks_give_the_same_files() {
+    let reference = TempRun::default();
+    finish(run(&reference.join("run"), 1, &[]));
+    let reference = results(&reference.join("run"));
+    for ranks in [2, 3] {
+        let other = TempRun::default();
+        finish(run(&other.join("run"), ranks, &[]));
+        assert_same(&reference, &results(&other.join("run")), &format!("{ranks} ranks"));
+    }
+}
+
+/// Stops by USR2 at keyed moments and goes on with another number of ranks, until it is done.
+#[test]
+fn ranks_may_change_at_every_restart() {
+    let sets = ["generate.plan.n=60", "classifier.steps=60"];
+    let reference = TempRun::default();
+    finish(run(&reference.join("run"), 1, &sets));
+    let elastic = TempRun::default();
+    let path = elastic.join("run");
+    let mut restarts = 0;
+    for (attempt, ranks) in [2, 3, 1].into_iter().cycle().take(60).enumerate() {
+        let mut process = Process::spawn(run(&path, ranks, &sets));
+        let delay = Key::new(7, "stop").index(attempt as u64).stream().range(1.5, 5.);
+        std::thread::sleep(Duration::from_secs_f64(delay));
+        process.signal(libc::SIGINT);
+        let status = process.wait(PATIENCE);
+        process.wait_for_no_orphans(Duration::from_secs(30));
+        match status.code() {
+            Some(0) => break,
+            Some(75) => restarts += 1,
+            other => {
+                panic!("attempt {attempt} with {ranks} ranks ended with {other:?}:\n{}", process.output())
+            }
+        }
+    }
+    assert!(restarts >= 2, "the run was over before it was stopped twice");
+    finish(equipoise(&["resume", path.to_str().unwrap()]));
+    assert_same(&results(&reference.join("run")), &results(&path), "2, 3 and 1 ranks in turn");
+}

@@ -1,0 +1,118 @@
+//! Kills through the public commands: whatever dies, the same command ends with the bytes of the uninterrupted run.
+//!
+//! `EQUIPOISE_KILLS=20` asks for as many trials of each kind; CI makes do with fewer.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use equipoise_base::rng::Key;
+use equipoise_testkit::{Process, TempRun};
+use std::time::Duration;
+use support::{PATIENCE, assert_same, copy_without, equipoise, finish, results, run};
+
+/// Enough images and steps that a kill lands in the middle.
+const SETS: [&str; 2] = ["generate.plan.n=80", "classifier.steps=120"];
+const SURVIVORS_GONE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, Debug)]
+enum Victim {
+    OneRank,
+    AllRanks,
+    Mpirun,
+}
+
+fn trials(default: u64) -> u64 {
+    std::env::var("EQUIPOISE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+fn reference() -> TempRun {
+    let reference = TempRun::default();
+    finish(run(&reference.join("run"), 2, &SETS));
+    reference
+}
+
+/// Kills in `stage` at a keyed moment, resumes, compares.
+fn trial(finished: &TempRun, stage: &str, victim: Victim, trial: u64) {
+    let downstream = |name: &str| name == stage || ["evaluate", "metrics", "report"].contains(&name);
+    let copy = copy_without(finished, downstream);
+    let path = copy.join("run");
+    let mut process = Process::spawn(run(&path, 2, &SETS));
+    process.wait_for_output(&format!("{stage}: attempt"), PATIENCE);
+    let mut random = Key::new(trial, "kill").class(victim as u64).stream();
+    std::thread::sleep(Duration::from_secs_f64(random.range(0., 1.2)));
+    let is_rank = |args: &str| args.contains("--set stage=") && !args.contains("mpirun");
+    let what = format!("{victim:?} in {stage}, trial {trial}");
+    match victim {
+        Victim::OneRank => {
+            process.kill_child(Key::new(trial, "which"), |found| is_rank(&found.command));
+        }
+        Victim::AllRanks => {
+            for found in process.live().iter().filter(|found| is_rank(&found.command)) {
+                equipoise_testkit::tree::send(found.pid, libc::SIGKILL);
+            }
+        }
+        Victim::Mpirun => {
+            for found in process.live().iter().filter(|found| found.command.contains("mpirun")) {
+                equipoise_testkit::tree::send(found.pid, libc::SIGKILL);
+            }
+        }
+    }
+    let status = process.wait(PATIENCE);
+    process.wait_for_no_orphans(SURVIVORS_GONE);
+    assert_ne!(status.code(), Some(75), "{what}: nobody asked for a stop");
+    finish(equipoise(&["resume", path.to_str().unwrap()]));
+    assert_same(&results(&finished.join("run")), &results(&path), &what);
+}
+
+#[test]
+fn kills_in_generation_change_nothing() {
+    let finished = reference();
+    for (victim, count) in
+        [(Victim::OneRank, trials(1)), (Victim::AllRanks, trials(1)), (Victim::Mpirun, trials(1).min(2))]
+    {
+        (0..count).for_each(|n| trial(&finished, "generate.feedback.k0", victim, n));
+    }
+}
+
+#[test]
+fn kills_in_training_change_nothing() {
+    let finished = reference();
+    for (victim, count) in
+        [(Victim::OneRank, trials(1)), (Victim::AllRanks, trials(1)), (Victim::Mpirun, trials(1).min(2))]
+    {
+        (0..count).for_each(|n| trial(&finished, "train.ce.s0", victim, n));
+    }
+}
+
+/// Ctrl-C and TERM to the front end, TERM to mpirun's ranks: finished work is kept, 75, and `resume` goes on.
+#[test]
+fn a_stop_is_75_and_resume_goes_on() {
+    let finished = reference();
+    for (name, signal) in [("INT to the front end", libc::SIGINT), ("TERM to the front end", libc::SIGTERM)] {
+        let copy = copy_without(&finished, |name| name == "generate.feedback.k0" || name == "metrics");
+        let path = copy.join("run");
+        let mut process = Process::spawn(run(&path, 2, &SETS));
+        process.wait_for_output("generate.feedback.k0: attempt", PATIENCE);
+        process.signal(signal);
+        let status = process.wait(PATIENCE);
+        process.wait_for_no_orphans(SURVIVORS_GONE);
+        assert_eq!(status.code(), Some(75), "{name}:\n{}", process.output());
+        finish(equipoise(&["resume", path.to_str().unwrap()]));
+        assert_same(&results(&finished.join("run")), &results(&path), name);
+    }
+    let copy = copy_without(&finished, |name| name == "generate.feedback.k0" || name == "metrics");
+    let path = copy.join("run");
+    let mut process = Process::spawn(run(&path, 2, &SETS));
+    process.wait_for_output("generate.feedback.k0: attempt", PATIENCE);
+    let ranks = process.live();
+    let rank = ranks
+        .iter()
+        .find(|found| found.command.contains("--set stage=") && !found.command.contains("mpirun"));
+    equipoise_testkit::tree::send(rank.expect("a rank is alive").pid, libc::SIGTERM);
+    let status = process.wait(PATIENCE);
+    process.wait_for_no_orphans(SURVIVORS_GONE);
+    assert_eq!(status.code(), Some(75), "TERM to one rank:\n{}", process.output());
+    finish(equipoise(&["resume", path.to_str().unwrap()]));
+    assert_same(&results(&finished.join("run")), &results(&path), "TERM to one rank");
+}
