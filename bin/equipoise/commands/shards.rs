@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
     equipoise shards verify runs/quickstart --deep\n  \
     equipoise shards show runs/quickstart --set feedback.k0 > sheet.png\n  \
     equipoise shards regenerate runs/quickstart --failed\n  \
-    equipoise shards export imagefolder runs/quickstart out/")]
+    equipoise shards export imagefolder runs/quickstart out/ --set feedback.k0")]
 pub struct Args {
     #[command(subcommand)]
     what: What,
@@ -37,13 +37,13 @@ enum What {
         #[arg(long, value_enum, default_value_t)]
         output: Format,
     },
-    /// Check checksums; with --deep also make a part of the images again and compare.
+    /// Check files against the index; with --deep also the checksum of every image.
     #[command(disable_help_flag = true)]
     Verify(Passed),
     /// Write a contact sheet.
     #[command(disable_help_flag = true)]
     Show(Passed),
-    /// Make images again from their identity.
+    /// Make images again from their identity and compare, or complete what failed.
     #[command(disable_help_flag = true)]
     Regenerate(Passed),
     /// Write an image folder or webdataset archives.

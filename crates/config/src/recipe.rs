@@ -301,6 +301,8 @@ pub struct DiffusionTraining {
     pub class_dropout: f64,
     /// Number format of activations.
     pub precision: Precision,
+    /// Number format of the weights file.
+    pub stored: Precision,
     /// Seed of its initialisation and sample order.
     pub seed: u64,
     /// Steps between rows of metrics.jsonl.

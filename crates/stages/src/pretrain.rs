@@ -70,6 +70,7 @@ pub fn run(step: &Step) -> Result<Ended> {
         schedule: config.schedule.parse()?,
         ema: Some(config.ema.parse()?),
         log_every: config.log_every,
+        stored: precision(config.stored).autocast_kind().unwrap_or(Kind::Float),
     };
     training::train(step, &denoising, &training, order, builder)
 }

@@ -70,6 +70,7 @@ pub fn run(step: &Step) -> Result<Ended> {
         schedule: params.schedule.parse()?,
         ema: None,
         log_every: params.log_every,
+        stored: tch::Kind::Float,
     };
     training::train(step, &objective, &config, order, builder)
 }

@@ -50,6 +50,8 @@ pub struct TrainingConfig {
     pub ema: Option<EmaConfig>,
     /// Steps between rows of `metrics.jsonl`.
     pub log_every: u64,
+    /// Kind of the floating tensors of the committed weights.
+    pub stored: Kind,
 }
 
 /// How a training ended.
@@ -301,7 +303,14 @@ impl<'a> State<'a> {
     fn commit_weights(&mut self) -> Result<()> {
         ensure!(self.config.steps > 0, Config, "steps must be at least 1");
         if self.step.is_root() {
-            let save = || weights::to_bytes(&self.objective.params().all(), &BTreeMap::new());
+            let stored = |(name, tensor): (String, Tensor)| match tensor.is_floating_point() {
+                true => (name, tensor.to_kind(self.config.stored)),
+                false => (name, tensor),
+            };
+            let save = || {
+                let tensors: Vec<_> = self.objective.params().all().into_iter().map(stored).collect();
+                weights::to_bytes(&tensors, &BTreeMap::new())
+            };
             let bytes = match &self.ema {
                 Some(ema) => ema.scope(&self.flat, save)?,
                 None => save()?,

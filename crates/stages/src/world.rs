@@ -3,7 +3,9 @@
 use equipoise_base::{Error, ExitCode, Result, bail};
 use equipoise_comm::claims::{Claim, Claims, LocalClaims};
 use equipoise_comm::server::{ServedClaims, Tally};
-use equipoise_comm::watchdog::{Bounds, Pulse, Watchdog, Watched};
+#[cfg(feature = "mpi")]
+use equipoise_comm::watchdog::Watched;
+use equipoise_comm::watchdog::{Bounds, Pulse, Watchdog};
 use equipoise_comm::{Comm, LocalComm, Messages, StopFlag};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
