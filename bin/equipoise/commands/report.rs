@@ -4,8 +4,8 @@ use super::run_config;
 use crate::output::{self, Format};
 use crate::runner::Run;
 use equipoise_base::{ExitCode, Result};
-use equipoise_config::load_resolved;
-use equipoise_report::{Context, gather, render};
+use equipoise_config::{load_resolved, recipe};
+use equipoise_report::{ArmLabel, Context, gather, render};
 use equipoise_rundir::{RealFs, commit_bytes};
 use serde_json::json;
 use std::path::PathBuf;
@@ -57,12 +57,16 @@ pub fn write(run: &Run) -> Result<ExitCode> {
 
 fn context(run: &Run) -> Context {
     let recipe = &run.resolved.recipe;
-    let label = |name: &str, label: &Option<String>| (name.to_string(), label.clone().unwrap_or(name.into()));
+    let shown = |(name, arm): (&str, &recipe::Arm)| ArmLabel {
+        name: name.to_string(),
+        label: arm.label.clone().unwrap_or_else(|| name.to_string()),
+        is_ceiling: arm.extra_split.is_some(),
+    };
     let first = recipe.arms.names().first().map(|name| name.to_string());
     Context {
         title: recipe.report.title.clone().unwrap_or_else(|| recipe.run.name.clone()),
         baseline: recipe.report.baseline.clone().or(first).unwrap_or_default(),
-        arms: recipe.arms.iter().map(|(name, arm)| label(name, &arm.label)).collect(),
+        arms: recipe.arms.iter().map(shown).collect(),
         split: recipe.report.split.clone(),
         notes: recipe.report.notes.clone(),
         config: run.resolved.to_toml(),

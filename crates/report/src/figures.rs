@@ -96,7 +96,10 @@ pub fn class_bars(arms: &[ArmSummary], classes: &[String], counts: &[u64]) -> Re
         };
         let mesh = &mut chart.configure_mesh();
         mesh.disable_x_mesh().x_labels(classes.len() * 2).x_label_formatter(&name).label_style((FONT, 11));
-        mesh.y_label_formatter(&|y| format!("{:.0} %", y * 100.)).light_line_style(WHITE).draw()?;
+        mesh.y_labels(6)
+            .y_label_formatter(&|y| if *y > 1.01 { String::new() } else { format!("{:.0} %", y * 100.) })
+            .light_line_style(WHITE)
+            .draw()?;
         for (index, arm) in arms.iter().enumerate() {
             let bars = order.iter().enumerate().filter_map(|(rank, &class)| {
                 let left = rank as f64 - 0.4 + index as f64 * bar;
@@ -121,11 +124,11 @@ pub fn dots(arms: &[ArmSummary], metric: usize, baseline: &str) -> Result<String
     let high = cells.iter().map(|(_, c)| c.value.mean + reach(c.value.half_width)).fold(0., f64::max);
     let pad = ((high - low) * 0.08).max(0.005);
     let rows = cells.len() as f64;
-    draw((440, 70 + 34 * cells.len() as u32), |area| {
+    draw((560, 70 + 34 * cells.len() as u32), |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(12)
             .x_label_area_size(30)
-            .y_label_area_size(150)
+            .y_label_area_size(250)
             .build_cartesian_2d((low - pad).max(0.)..(high + pad).min(1.), -0.5f64..rows - 0.5)?;
         let name = |y: &f64| {
             let row = y.round();

@@ -21,8 +21,8 @@ pub struct Context {
     pub title: String,
     /// Arm that differences are taken against.
     pub baseline: String,
-    /// Arms in the order of the recipe, with the label to show.
-    pub arms: Vec<(String, String)>,
+    /// Arms in the order of the recipe.
+    pub arms: Vec<ArmLabel>,
     /// Split that the page's accuracies are measured on.
     pub split: String,
     /// Caveats and remarks of the recipe, one paragraph each.
@@ -31,6 +31,17 @@ pub struct Context {
     pub config: String,
     /// Identity of the whole run.
     pub identity: String,
+}
+
+/// How an arm is shown.
+#[derive(Clone, Debug, Default)]
+pub struct ArmLabel {
+    /// Name in the recipe.
+    pub name: String,
+    /// What the page calls it.
+    pub label: String,
+    /// It was given real images that the others do not have: a ceiling, out of the race.
+    pub is_ceiling: bool,
 }
 
 /// The files of a report, ready to be committed.

@@ -19,6 +19,7 @@ struct Page<'a> {
     bars: Option<String>,
     sets: Option<&'a SetMetrics>,
     set_rows: Vec<SetRow>,
+    gains: Vec<String>,
     pictures: Vec<Picture>,
     grid: Option<String>,
     grid_note: String,
@@ -39,7 +40,6 @@ struct Row {
 struct SetRow {
     name: String,
     cells: Vec<String>,
-    gain: String,
 }
 
 struct Picture {
@@ -81,6 +81,7 @@ pub fn render(gathered: &Gathered, context: &Context, summary: &[ArmSummary]) ->
         },
         sets: gathered.sets.as_ref(),
         set_rows: gathered.sets.iter().flat_map(|sets| &sets.sets).map(set_row).collect(),
+        gains: gathered.sets.iter().flat_map(|sets| &sets.sets).filter_map(gain).collect(),
         pictures: pictures(gathered),
         grid: gathered.grid.as_ref().map(figures::grid).transpose()?,
         grid_note: grid_note(gathered),
@@ -123,19 +124,21 @@ fn row(arm: &ArmSummary) -> Row {
     Row { label: arm.label.clone(), runs, cells: arm.cells.iter().map(cell).collect() }
 }
 
-/// Says which arm won on all classes and on the rarest, and whether the lead is clear, whoever it is.
+/// Says which arm won on all classes and on the rarest, and whether the lead is clear, whoever it is. A ceiling is no
+/// competitor; the last line says how far away it is.
 fn verdict(summary: &[ArmSummary], context: &Context) -> Vec<String> {
     let mut lines = Vec::new();
     for (key, place) in [("all", "all classes"), ("rare3", "the three rarest classes")] {
         let Some(column) = METRICS.iter().position(|(name, _, _)| *name == key) else { continue };
+        let in_race = summary.iter().filter(|arm| !arm.is_ceiling);
         let mut ranked: Vec<(&ArmSummary, &Cell)> =
-            summary.iter().filter_map(|arm| Some((arm, arm.cells[column].as_ref()?))).collect();
+            in_race.filter_map(|arm| Some((arm, arm.cells[column].as_ref()?))).collect();
         ranked.sort_by(|a, b| b.1.value.mean.total_cmp(&a.1.value.mean));
         let [first, second, ..] = ranked.as_slice() else { continue };
         let lead = first.1.value.minus(&second.1.value);
         let clear = if lead.is_clear() { "a clear lead" } else { "within the spread of the runs" };
         let mut line = format!(
-            "On {place}, {} comes first with {} %; {} follows with {} % ({} points, {clear}).",
+            "On {place}, \u{201c}{}\u{201d} comes first with {} %; \u{201c}{}\u{201d} follows with {} % ({} points, {clear}).",
             first.0.label,
             spread(&first.1.value),
             second.0.label,
@@ -143,9 +146,15 @@ fn verdict(summary: &[ArmSummary], context: &Context) -> Vec<String> {
             difference(&lead),
         );
         if let Some(gain) = &first.1.difference {
-            let baseline = context.arms.iter().find(|(arm, _)| *arm == context.baseline);
-            let baseline = baseline.map_or(context.baseline.as_str(), |(_, label)| label);
-            line += &format!(" Against {baseline}: {} points.", difference(gain));
+            let baseline = context.arms.iter().find(|arm| arm.name == context.baseline);
+            let baseline = baseline.map_or(context.baseline.as_str(), |arm| &arm.label);
+            line += &format!(" Against \u{201c}{baseline}\u{201d}: {} points.", difference(gain));
+        }
+        for ceiling in summary.iter().filter(|arm| arm.is_ceiling) {
+            if let Some(cell) = &ceiling.cells[column] {
+                let (label, value) = (&ceiling.label, spread(&cell.value));
+                line += &format!(" Out of the race, \u{201c}{label}\u{201d} reaches {value} %.");
+            }
         }
         lines.push(line);
     }
@@ -168,13 +177,6 @@ fn dots(summary: &[ArmSummary], context: &Context) -> Result<Vec<(&'static str, 
 }
 
 fn set_row(set: &SetResult) -> SetRow {
-    let gain = set.criterion_gain.as_ref().map(|gain| {
-        let verdict = if gain.low > 0. { "raised" } else { "not raised" };
-        format!(
-            "{} {verdict}: {:+.4} [{:.4}, {:.4}] over {} pairs",
-            gain.criterion, gain.mean, gain.low, gain.high, gain.pairs
-        )
-    });
     SetRow {
         name: format!("{}, set {}", set.set, set.seed),
         cells: vec![
@@ -188,8 +190,18 @@ fn set_row(set: &SetResult) -> SetRow {
             format!("{:.3}", set.div_std),
             format!("{:.3}", set.div_svd),
         ],
-        gain: gain.unwrap_or_else(|| "–".into()),
     }
+}
+
+/// Whether guidance raised its criterion, in words.
+fn gain(set: &SetResult) -> Option<String> {
+    let gain = set.criterion_gain.as_ref()?;
+    let verdict = if gain.low > 0. { "raised" } else { "did not raise" };
+    Some(format!(
+        "{}, set {}: guidance {verdict} the {} of the final images over {} pairs of the same noise by {:+.3}, 95 % interval \
+         [{:.3}, {:.3}].",
+        set.set, set.seed, gain.criterion, gain.pairs, gain.mean, gain.low, gain.high
+    ))
 }
 
 fn pictures(gathered: &Gathered) -> Vec<Picture> {

@@ -2,7 +2,7 @@
 
 use crate::gather::Gathered;
 use crate::results::{ArmRun, Scores};
-use crate::{Context, Interval};
+use crate::{ArmLabel, Context, Interval};
 use equipoise_base::{ExitCode, Result, ResultExt};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -26,6 +26,8 @@ pub struct ArmSummary {
     pub arm: String,
     /// Label to show.
     pub label: String,
+    /// Out of the race: see [`crate::ArmLabel`].
+    pub is_ceiling: bool,
     /// One cell per metric of [`METRICS`]; null where no class is in the group.
     pub cells: Vec<Option<Cell>>,
     /// Mean accuracy by class.
@@ -52,20 +54,21 @@ pub fn summarize(gathered: &Gathered, context: &Context) -> Vec<ArmSummary> {
         let values: Vec<f64> = of_arm(arm).into_iter().filter_map(read).collect();
         Interval::of(&values)
     };
-    let arms = context.arms.iter().filter(|(arm, _)| !of_arm(arm).is_empty());
-    arms.map(|(arm, label)| {
+    let arms = context.arms.iter().filter(|arm| !of_arm(&arm.name).is_empty());
+    arms.map(|ArmLabel { name, label, is_ceiling }| {
         let cell = |read: Read| {
-            let value = over_seeds(arm, read)?;
-            let baseline = (*arm != context.baseline).then(|| over_seeds(&context.baseline, read)).flatten();
+            let value = over_seeds(name, read)?;
+            let baseline = (*name != context.baseline).then(|| over_seeds(&context.baseline, read)).flatten();
             Some(Cell { value, difference: baseline.map(|baseline| value.minus(&baseline)) })
         };
         let per_class = (0..evaluation.classes.len()).map(|class| {
-            let values: Vec<f64> = of_arm(arm).iter().filter_map(|s| *s.per_class.get(class)?).collect();
+            let values: Vec<f64> = of_arm(name).iter().filter_map(|s| *s.per_class.get(class)?).collect();
             Interval::of(&values).map(|interval| interval.mean)
         });
         ArmSummary {
-            arm: arm.clone(),
+            arm: name.clone(),
             label: label.clone(),
+            is_ceiling: *is_ceiling,
             cells: METRICS.iter().map(|(_, _, read)| cell(*read)).collect(),
             per_class: per_class.collect(),
         }

@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 use equipoise_report::results::*;
-use equipoise_report::{Context, gather, render};
+use equipoise_report::{ArmLabel, Context, gather, render};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -33,7 +33,8 @@ fn run_of(name: &str, seed: u64, all: f64, rare: f64) -> ArmRun {
 
 fn evaluation() -> Evaluation {
     let noise = [-0.003, 0.001, 0.002];
-    let arms = [("bs", 0.80, 0.52), ("feedback", 0.835, 0.63), ("unguided", 0.842, 0.65)];
+    let arms =
+        [("bs", 0.80, 0.52), ("feedback", 0.835, 0.63), ("unguided", 0.842, 0.65), ("ceiling", 0.9, 0.8)];
     let runs = arms.iter().flat_map(|(arm, all, rare)| {
         noise.iter().enumerate().map(move |(seed, e)| run_of(arm, seed as u64, all + e, rare + 2. * e))
     });
@@ -48,7 +49,11 @@ fn evaluation() -> Evaluation {
 }
 
 fn context() -> Context {
-    let arm = |name: &str, label: &str| (name.to_string(), label.to_string());
+    let arm = |name: &str, label: &str| ArmLabel {
+        name: name.into(),
+        label: label.into(),
+        is_ceiling: name == "ceiling",
+    };
     Context {
         title: "made up".into(),
         baseline: "bs".into(),
@@ -56,6 +61,7 @@ fn context() -> Context {
             arm("bs", "balanced softmax"),
             arm("unguided", "unguided synthetic"),
             arm("feedback", "feedback <entropy>"),
+            arm("ceiling", "more real images"),
         ],
         split: "test".into(),
         notes: vec!["The generator has seen a balanced set.".into()],
@@ -137,7 +143,11 @@ fn a_full_run_has_every_part_and_names_the_winner() {
     let gathered = gather(dir.path()).unwrap();
     let report = render(&gathered, &context()).unwrap();
     let html = &report.html;
-    assert!(html.contains("On all classes, unguided synthetic comes first with 84.2 ± 0.3 %"), "{html}");
+    assert!(
+        html.contains("On all classes, \u{201c}unguided synthetic\u{201d} comes first with 84.2 ± 0.3 %"),
+        "{html}"
+    );
+    assert!(html.contains("Out of the race, \u{201c}more real images\u{201d} reaches 90.0"));
     for part in ["Accuracy by class", "Synthetic images", "2-D toy", "Guidance scale", "Training", "Cost"] {
         assert!(html.contains(part), "{part}");
     }
