@@ -161,7 +161,7 @@ fn check(bad: &[BadImage], files: usize, policy: BadImages) -> Result<()> {
         bad.iter().take(3).map(|bad| format!("{}: {}", bad.path.display(), bad.reason)).collect();
     bail!(
         BadData,
-        "{} of {files} image files are bad, {allowed} are allowed (bad_images.max_fraction = {}): {}",
+        "{} of {files} image files are bad, {allowed} are allowed (data.max_bad = {}): {}",
         bad.len(),
         policy.max_fraction,
         named.join("; ")

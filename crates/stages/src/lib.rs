@@ -4,6 +4,7 @@
 //! which.
 
 mod data;
+mod entry;
 mod evaluate;
 mod features;
 mod generate;
@@ -23,6 +24,7 @@ mod train;
 mod training;
 mod world;
 
+pub use entry::main;
 pub use generate::{ShardEntry, ShardIndex};
-pub use step::{Step, main};
+pub use step::Step;
 pub use training::Ended;

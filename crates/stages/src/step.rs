@@ -3,10 +3,10 @@
 //! Order matters. Signals first, so that an early stop is not lost; libtorch before any tensor; MPI before the lease, so
 //! that one rank takes it for all; the panic hook once somebody can be told.
 
-use crate::schema;
+mod files;
+
 use crate::training::Ended;
 use crate::world::{self, World};
-use clap::Parser;
 use equipoise_base::clock::{Clock, SystemClock};
 use equipoise_base::{Error, ExitCode, Identity, Result, ResultExt, bail, ensure};
 use equipoise_comm::agree::Verdict;
@@ -18,16 +18,15 @@ use equipoise_report::results::Provenance;
 use equipoise_rundir::identity::IdentityRecord;
 use equipoise_rundir::lease::{Fence, LeaseRequest};
 use equipoise_rundir::stage::{Outcome, State, Status};
-use equipoise_rundir::vfs::VfsFile;
 use equipoise_rundir::{
     Checkpoint, CheckpointWriter, Checkpoints, Deadline, Journal, LeaseGuard, Process, RealFs, RunDir, Stage,
-    StageDir, StageKey, Vfs, commit_bytes, commit_json, create_dirs,
+    StageDir, StageKey, Vfs,
 };
 use equipoise_telemetry::{Host, Progress};
+use files::{Log, prepared};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -36,26 +35,6 @@ use std::time::{Duration, Instant};
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// A commit is assumed to take so long until one was measured.
 const FIRST_COMMIT: Duration = Duration::from_secs(10);
-
-#[derive(Debug, Parser)]
-#[command(about = "A step of an Equipoise run; `equipoise run` and the batch scripts start it", version = BUILD_ID)]
-struct Args {
-    /// Resolved configuration of the run.
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["print_schema", "build_id"])]
-    config: Option<PathBuf>,
-    /// Run directory.
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["print_schema", "build_id"])]
-    run: Option<PathBuf>,
-    /// Settings on top of the configuration; `stage=NAME` says which stage.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    sets: Vec<String>,
-    /// Print the schema of recipes.
-    #[arg(long, hide = true)]
-    print_schema: bool,
-    /// Print the build that front end and steps must share.
-    #[arg(long, hide = true)]
-    build_id: bool,
-}
 
 /// A stage in progress on this rank.
 pub struct Step {
@@ -90,33 +69,6 @@ struct Root {
 struct Opened {
     attempt: u64,
     fences: Vec<Fence>,
-}
-
-/// Runs a step binary.
-pub fn main(body: fn(&Step) -> Result<Ended>) -> std::process::ExitCode {
-    let args = Args::try_parse().unwrap_or_else(|error| {
-        let _ = error.print();
-        std::process::exit(if error.use_stderr() { ExitCode::Usage.status() } else { 0 });
-    });
-    if args.build_id {
-        println!("{BUILD_ID}");
-        return ExitCode::Done.into();
-    }
-    let result =
-        if args.print_schema { schema::print().map(|()| ExitCode::Done) } else { start(&args, body) };
-    result
-        .unwrap_or_else(|error| {
-            eprintln!("error: {error}");
-            error.code()
-        })
-        .into()
-}
-
-fn start(args: &Args, body: fn(&Step) -> Result<Ended>) -> Result<ExitCode> {
-    let (Some(config), Some(run)) = (&args.config, &args.run) else {
-        bail!(Usage, "--config and --run are needed");
-    };
-    run_stage(config, run, &args.sets, body)
 }
 
 /// Runs one stage from lease to outcome: the one that `stage=NAME` in `sets` names.
@@ -389,109 +341,12 @@ impl Step {
         &self.identity
     }
 
-    /// The file system.
-    pub fn vfs(&self) -> &dyn Vfs {
-        &*self.vfs
-    }
-
-    /// Folder of this stage.
-    pub fn dir(&self) -> &Path {
-        self.dir.root()
-    }
-
-    /// Folder of another stage.
-    pub fn stage_path(&self, name: &str) -> PathBuf {
-        self.run.root().join("stages").join(name)
-    }
-
-    /// Folder of a synthetic set.
-    pub fn set_path(&self, set: &str, seed: u64) -> PathBuf {
-        self.run.root().join("sets").join(format!("{set}.k{seed}"))
-    }
-
-    /// A feature file.
-    ///
-    /// # Errors
-    /// 78 if a name cannot be part of a path.
-    pub fn features_path(&self, extractor: &str, split: &str) -> Result<PathBuf> {
-        self.run.features(extractor, split)
-    }
-
     /// The stage's parameters.
     ///
     /// # Errors
     /// 78 naming the key that does not fit.
     pub fn params<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_value(self.stage.params.clone()).or_exit(ExitCode::Config, &self.stage.name)
-    }
-
-    /// Commits a file under the lease, making its folder.
-    ///
-    /// # Errors
-    /// 69 if the lease is lost, 74 if it cannot be written.
-    pub fn commit(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        commit_bytes(&*self.vfs, &prepared(&*self.vfs, path)?, bytes, Some(&self.guard))
-    }
-
-    /// Commits a value as JSON.
-    ///
-    /// # Errors
-    /// As [`Step::commit`].
-    pub fn commit_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
-        commit_json(&*self.vfs, &prepared(&*self.vfs, path)?, value, Some(&self.guard))
-    }
-
-    /// Removes a damaged file, to be made again.
-    ///
-    /// # Errors
-    /// 69 if the lease is lost, 74 if it cannot be removed.
-    pub fn discard(&self, path: &Path) -> Result<()> {
-        self.guard.check()?;
-        self.vfs.remove_file(path).map_err(|error| Error::io("remove", path, error))
-    }
-
-    /// Removes a file that may not be there.
-    ///
-    /// # Errors
-    /// As [`Step::discard`].
-    pub fn remove_if_there(&self, path: &Path) -> Result<()> {
-        match self.vfs.exists(path) {
-            Ok(true) => self.discard(path),
-            Ok(false) => Ok(()),
-            Err(error) => Err(Error::io("read", path, error)),
-        }
-    }
-
-    /// Removes a folder with what is in it, if it is there.
-    ///
-    /// # Errors
-    /// As [`Step::discard`].
-    pub fn remove_folder(&self, path: &Path) -> Result<()> {
-        self.guard.check()?;
-        match self.vfs.exists(path) {
-            Ok(true) => self.vfs.remove_dir_all(path).map_err(|error| Error::io("remove", path, error)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Refuses to begin what cannot fit: `bytes` of images in `files` files, with a tenth to spare.
-    ///
-    /// # Errors
-    /// 73 naming what is needed and what is free.
-    pub fn require_space(&self, bytes: u64, files: u64) -> Result<()> {
-        let path = self.run.root();
-        let Ok(space) = self.vfs.space(path) else { return Ok(()) };
-        let (bytes, files) = (bytes + bytes / 10, files + files / 10);
-        if space.bytes < bytes || space.inodes < files {
-            bail!(
-                NoSpace,
-                "{}: the stage needs {bytes} bytes and {files} files, free are {} bytes and {} files",
-                path.display(),
-                space.bytes,
-                space.inodes
-            );
-        }
-        Ok(())
     }
 
     /// Units for the ranks to share, handed out in this order; the stop of any rank reaches all.
@@ -654,25 +509,4 @@ fn identity_record(stage: &equipoise_config::Stage) -> Result<IdentityRecord> {
 fn stage_key(stage: &equipoise_config::Stage) -> Result<StageKey> {
     let key = StageKey::parse(&stage.name);
     key.ok_or_else(|| Error::config(format!("'{}' is no name of a stage", stage.name)))
-}
-
-/// The path, its folder made.
-fn prepared(vfs: &dyn Vfs, path: &Path) -> Result<PathBuf> {
-    if let Some(parent) = path.parent() {
-        create_dirs(vfs, parent)?;
-    }
-    Ok(path.to_owned())
-}
-
-/// A log file as the standard library writes to files.
-struct Log(Box<dyn VfsFile>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write_all(bytes).map(|()| bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

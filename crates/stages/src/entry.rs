@@ -1,0 +1,56 @@
+//! The command line of every step binary.
+
+use crate::schema;
+use crate::step::{Step, run_stage};
+use crate::training::Ended;
+use clap::Parser;
+use equipoise_base::{ExitCode, Result, bail};
+use equipoise_config::BUILD_ID;
+use std::path::PathBuf;
+
+#[derive(Debug, Parser)]
+#[command(about = "A step of an Equipoise run; `equipoise run` and the batch scripts start it", version = BUILD_ID)]
+struct Args {
+    /// Resolved configuration of the run.
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["print_schema", "build_id"])]
+    config: Option<PathBuf>,
+    /// Run directory.
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["print_schema", "build_id"])]
+    run: Option<PathBuf>,
+    /// Settings on top of the configuration; `stage=NAME` says which stage.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Print the schema of recipes.
+    #[arg(long, hide = true)]
+    print_schema: bool,
+    /// Print the build that front end and steps must share.
+    #[arg(long, hide = true)]
+    build_id: bool,
+}
+
+/// Runs a step binary.
+pub fn main(body: fn(&Step) -> Result<Ended>) -> std::process::ExitCode {
+    let args = Args::try_parse().unwrap_or_else(|error| {
+        let _ = error.print();
+        std::process::exit(if error.use_stderr() { ExitCode::Usage.status() } else { 0 });
+    });
+    if args.build_id {
+        println!("{BUILD_ID}");
+        return ExitCode::Done.into();
+    }
+    let result =
+        if args.print_schema { schema::print().map(|()| ExitCode::Done) } else { start(&args, body) };
+    result
+        .unwrap_or_else(|error| {
+            eprintln!("error: {error}");
+            error.code()
+        })
+        .into()
+}
+
+fn start(args: &Args, body: fn(&Step) -> Result<Ended>) -> Result<ExitCode> {
+    let (Some(config), Some(run)) = (&args.config, &args.run) else {
+        bail!(Usage, "--config and --run are needed");
+    };
+    run_stage(config, run, &args.sets, body)
+}

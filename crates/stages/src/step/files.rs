@@ -1,0 +1,129 @@
+//! Where a stage's files are, and how they get there: under the lease, through `rundir`.
+
+use super::Step;
+use equipoise_base::{Error, Result, bail};
+use equipoise_rundir::vfs::VfsFile;
+use equipoise_rundir::{Vfs, commit_bytes, commit_json, create_dirs};
+use serde::Serialize;
+use std::io;
+use std::path::{Path, PathBuf};
+
+impl Step {
+    /// The file system.
+    pub fn vfs(&self) -> &dyn Vfs {
+        &*self.vfs
+    }
+
+    /// Folder of this stage.
+    pub fn dir(&self) -> &Path {
+        self.dir.root()
+    }
+
+    /// Folder of another stage.
+    pub fn stage_path(&self, name: &str) -> PathBuf {
+        self.run.root().join("stages").join(name)
+    }
+
+    /// Folder of a synthetic set.
+    pub fn set_path(&self, set: &str, seed: u64) -> PathBuf {
+        self.run.root().join("sets").join(format!("{set}.k{seed}"))
+    }
+
+    /// A feature file.
+    ///
+    /// # Errors
+    /// 78 if a name cannot be part of a path.
+    pub fn features_path(&self, extractor: &str, split: &str) -> Result<PathBuf> {
+        self.run.features(extractor, split)
+    }
+
+    /// Commits a file under the lease, making its folder.
+    ///
+    /// # Errors
+    /// 69 if the lease is lost, 74 if it cannot be written.
+    pub fn commit(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        commit_bytes(&*self.vfs, &prepared(&*self.vfs, path)?, bytes, Some(&self.guard))
+    }
+
+    /// Commits a value as JSON.
+    ///
+    /// # Errors
+    /// As [`Step::commit`].
+    pub fn commit_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
+        commit_json(&*self.vfs, &prepared(&*self.vfs, path)?, value, Some(&self.guard))
+    }
+
+    /// Removes a damaged file, to be made again.
+    ///
+    /// # Errors
+    /// 69 if the lease is lost, 74 if it cannot be removed.
+    pub fn discard(&self, path: &Path) -> Result<()> {
+        self.guard.check()?;
+        self.vfs.remove_file(path).map_err(|error| Error::io("remove", path, error))
+    }
+
+    /// Removes a file that may not be there.
+    ///
+    /// # Errors
+    /// As [`Step::discard`].
+    pub fn remove_if_there(&self, path: &Path) -> Result<()> {
+        match self.vfs.exists(path) {
+            Ok(true) => self.discard(path),
+            Ok(false) => Ok(()),
+            Err(error) => Err(Error::io("read", path, error)),
+        }
+    }
+
+    /// Removes a folder with what is in it, if it is there.
+    ///
+    /// # Errors
+    /// As [`Step::discard`].
+    pub fn remove_folder(&self, path: &Path) -> Result<()> {
+        self.guard.check()?;
+        match self.vfs.exists(path) {
+            Ok(true) => self.vfs.remove_dir_all(path).map_err(|error| Error::io("remove", path, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses to begin what cannot fit: `bytes` of images in `files` files, with a tenth to spare.
+    ///
+    /// # Errors
+    /// 73 naming what is needed and what is free.
+    pub fn require_space(&self, bytes: u64, files: u64) -> Result<()> {
+        let path = self.run.root();
+        let Ok(space) = self.vfs.space(path) else { return Ok(()) };
+        let (bytes, files) = (bytes + bytes / 10, files + files / 10);
+        if space.bytes < bytes || space.inodes < files {
+            bail!(
+                NoSpace,
+                "{}: the stage needs {bytes} bytes and {files} files, free are {} bytes and {} files",
+                path.display(),
+                space.bytes,
+                space.inodes
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The path, its folder made.
+pub(super) fn prepared(vfs: &dyn Vfs, path: &Path) -> Result<PathBuf> {
+    if let Some(parent) = path.parent() {
+        create_dirs(vfs, parent)?;
+    }
+    Ok(path.to_owned())
+}
+
+/// A log file as the standard library writes to files.
+pub(super) struct Log(pub(super) Box<dyn VfsFile>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
