@@ -31,7 +31,7 @@ struct Cli {
     kinds: Vec<String>,
     /// Only cases whose name matches; `*` stands for anything.
     #[arg(long = "case", value_name = "GLOB")]
-    case: Option<String>,
+    cases: Vec<String>,
     /// How to print.
     #[arg(long, default_value = "text", value_parser = ["text", "json"])]
     output: String,
@@ -140,7 +140,7 @@ fn selected(cli: &Cli, dir: &Path) -> bool {
         dir.iter().rev().nth(n).map(|part| part.to_string_lossy().into_owned()).unwrap_or_default()
     };
     (cli.kinds.is_empty() || cli.kinds.contains(&part(1)))
-        && cli.case.as_ref().is_none_or(|glob| matches(glob.as_bytes(), part(0).as_bytes()))
+        && (cli.cases.is_empty() || cli.cases.iter().any(|glob| matches(glob.as_bytes(), part(0).as_bytes())))
 }
 
 /// Shell-style `*`; everything else stands for itself.
