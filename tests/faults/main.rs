@@ -85,34 +85,34 @@ fn kills_in_training_change_nothing() {
     }
 }
 
-/// Ctrl-C and TERM to the front end, TERM to mpirun's ranks: finished work is kept, 75, and `resume` goes on.
+/// Whether a command line is that of the process to signal.
+type IsTarget<'a> = &'a dyn Fn(&str) -> bool;
+
+/// Ctrl-C and TERM to the front end, TERM to mpirun and to one rank: finished work is kept, 75, and `resume` goes on.
 #[test]
 fn a_stop_is_75_and_resume_goes_on() {
     let finished = reference();
-    for (name, signal) in [("INT to the front end", libc::SIGINT), ("TERM to the front end", libc::SIGTERM)] {
+    let is_rank = |args: &str| args.contains("--set stage=") && !args.contains("mpirun");
+    let is_mpirun = |args: &str| args.contains("mpirun");
+    let is_front_end = |args: &str| args.contains("equipoise run");
+    let cases: [(&str, i32, IsTarget<'_>); 4] = [
+        ("INT to the front end", libc::SIGINT, &is_front_end),
+        ("TERM to the front end", libc::SIGTERM, &is_front_end),
+        ("TERM to mpirun", libc::SIGTERM, &is_mpirun),
+        ("TERM to one rank", libc::SIGTERM, &is_rank),
+    ];
+    for (name, signal, is_target) in cases {
         let copy = copy_without(&finished, |name| name == "generate.feedback.k0" || name == "metrics");
         let path = copy.join("run");
         let mut process = Process::spawn(run(&path, 2, &SETS));
         process.wait_for_output("generate.feedback.k0: attempt", PATIENCE);
-        process.signal(signal);
+        let live = process.live();
+        let target = live.iter().find(|found| is_target(&found.command));
+        equipoise_testkit::tree::send(target.expect("the target is alive").pid, signal);
         let status = process.wait(PATIENCE);
         process.wait_for_no_orphans(SURVIVORS_GONE);
         assert_eq!(status.code(), Some(75), "{name}:\n{}", process.output());
         finish(equipoise(&["resume", path.to_str().unwrap()]));
         assert_same(&results(&finished.join("run")), &results(&path), name);
     }
-    let copy = copy_without(&finished, |name| name == "generate.feedback.k0" || name == "metrics");
-    let path = copy.join("run");
-    let mut process = Process::spawn(run(&path, 2, &SETS));
-    process.wait_for_output("generate.feedback.k0: attempt", PATIENCE);
-    let ranks = process.live();
-    let rank = ranks
-        .iter()
-        .find(|found| found.command.contains("--set stage=") && !found.command.contains("mpirun"));
-    equipoise_testkit::tree::send(rank.expect("a rank is alive").pid, libc::SIGTERM);
-    let status = process.wait(PATIENCE);
-    process.wait_for_no_orphans(SURVIVORS_GONE);
-    assert_eq!(status.code(), Some(75), "TERM to one rank:\n{}", process.output());
-    finish(equipoise(&["resume", path.to_str().unwrap()]));
-    assert_same(&results(&finished.join("run")), &results(&path), "TERM to one rank");
 }
