@@ -3,6 +3,7 @@
 use crate::nets::{DataShape, Frozen};
 use crate::step::Step;
 use equipoise_base::{Error, Result, ensure};
+use equipoise_catalog::list;
 use equipoise_config::recipe::{Classes, Dataset, Helper};
 use equipoise_data::AugmentConfig;
 use equipoise_data::augment::Op;
@@ -28,10 +29,7 @@ impl Step {
     pub fn classes(&self) -> Result<Vec<String>> {
         let names: Vec<String> = match &self.dataset()?.classes {
             Classes::Names(names) => names.clone(),
-            Classes::File(path) => {
-                let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
-                text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_string).collect()
-            }
+            Classes::File(path) => list::read_class_names(path)?,
         };
         ensure!(!names.is_empty(), BadData, "data.classes: there is no class");
         Ok(names)
