@@ -12,7 +12,7 @@ use std::time::Duration;
 use support::{PATIENCE, assert_same, copy_without, equipoise, finish, results, run};
 
 /// Enough images and steps that a kill lands in the middle.
-const SETS: [&str; 2] = ["generate.plan.n=80", "classifier.steps=120"];
+const SETS: [&str; 2] = ["generate.plan.n=80", "classifier.steps=1000"];
 const SURVIVORS_GONE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +32,13 @@ fn reference() -> TempRun {
     reference
 }
 
+/// SIGKILLs what `is_victim` accepts; how many.
+fn kill_all(process: &Process, is_victim: impl Fn(&str) -> bool) -> usize {
+    let victims: Vec<_> = process.live().into_iter().filter(|found| is_victim(&found.command)).collect();
+    victims.iter().for_each(|found| equipoise_testkit::tree::send(found.pid, libc::SIGKILL));
+    victims.len()
+}
+
 /// Kills in `stage` at a keyed moment, resumes, compares.
 fn trial(finished: &TempRun, stage: &str, victim: Victim, trial: u64) {
     let downstream = |name: &str| name == stage || ["evaluate", "metrics", "report"].contains(&name);
@@ -41,23 +48,19 @@ fn trial(finished: &TempRun, stage: &str, victim: Victim, trial: u64) {
     process.wait_for_output(&format!("{stage}: attempt"), PATIENCE);
     let mut random = Key::new(trial, "kill").class(victim as u64).stream();
     std::thread::sleep(Duration::from_secs_f64(random.range(0., 1.2)));
-    let is_rank = |args: &str| args.contains("--set stage=") && !args.contains("mpirun");
+    let of_stage = |args: &str| args.contains(&format!("stage={stage}"));
+    let is_rank = |args: &str| of_stage(args) && !args.contains("mpirun");
+    let is_mpirun = |args: &str| of_stage(args) && args.contains("mpirun");
     let what = format!("{victim:?} in {stage}, trial {trial}");
-    match victim {
+    let hits = match victim {
         Victim::OneRank => {
-            process.kill_child(Key::new(trial, "which"), |found| is_rank(&found.command));
+            let killed = process.kill_child(Key::new(trial, "which"), |found| is_rank(&found.command));
+            usize::from(killed.is_some())
         }
-        Victim::AllRanks => {
-            for found in process.live().iter().filter(|found| is_rank(&found.command)) {
-                equipoise_testkit::tree::send(found.pid, libc::SIGKILL);
-            }
-        }
-        Victim::Mpirun => {
-            for found in process.live().iter().filter(|found| found.command.contains("mpirun")) {
-                equipoise_testkit::tree::send(found.pid, libc::SIGKILL);
-            }
-        }
-    }
+        Victim::AllRanks => kill_all(&process, is_rank),
+        Victim::Mpirun => kill_all(&process, is_mpirun),
+    };
+    assert!(hits > 0, "{what}: the stage was over before the kill");
     let status = process.wait(PATIENCE);
     process.wait_for_no_orphans(SURVIVORS_GONE);
     assert_ne!(status.code(), Some(75), "{what}: nobody asked for a stop");
