@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Name of the variable.
 pub const VARIABLE: &str = "EQUIPOISE_TEST_MARK";
 
+/// The kernel's flag, in `/proc/PID/stat`, of its own threads; they never have an environment.
+const PF_KTHREAD: u64 = 0x0020_0000;
+
 /// A mark no other test carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marker(String);
@@ -65,18 +68,28 @@ impl Marker {
     fn look_at(&self, pid: i32) -> Option<Found> {
         let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).ok();
         let mark = format!("{VARIABLE}={}", self.0);
-        let environment = read("environ")?;
-        if !environment.split(|&byte| byte == 0).any(|entry| entry == mark.as_bytes()) {
-            return None;
+        loop {
+            let environment = read("environ")?;
+            let stat = String::from_utf8_lossy(&read("stat")?).into_owned();
+            // After the name, which may hold anything: from field 3 on, the state.
+            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+            let field = |number: usize| fields.get(number - 3).copied();
+            let flags: u64 = field(9)?.parse().ok()?;
+            if matches!(field(3)?, "Z" | "X") || flags & PF_KTHREAD != 0 {
+                return None;
+            }
+            // In the middle of an exec the environment is empty and its end unknown; the process would be missed.
+            if environment.is_empty() && field(51) == Some("0") {
+                std::thread::yield_now();
+                continue;
+            }
+            if !environment.split(|&byte| byte == 0).any(|entry| entry == mark.as_bytes()) {
+                return None;
+            }
+            let command =
+                String::from_utf8_lossy(&read("cmdline")?).replace('\0', " ").trim_end().to_string();
+            return Some(Found { pid, parent: field(4)?.parse().ok()?, command });
         }
-        let stat = String::from_utf8_lossy(&read("stat")?).into_owned();
-        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-        if matches!(fields.next()?, "Z" | "X") {
-            return None;
-        }
-        let parent = fields.next()?.parse().ok()?;
-        let command = String::from_utf8_lossy(&read("cmdline")?).replace('\0', " ").trim_end().to_string();
-        Some(Found { pid, parent, command })
     }
 }
 
