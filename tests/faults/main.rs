@@ -8,6 +8,9 @@ mod support;
 
 use equipoise_base::rng::Key;
 use equipoise_testkit::{Process, TempRun};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 use support::{PATIENCE, assert_same, copy_without, equipoise, finish, results, run};
 
@@ -39,6 +42,15 @@ fn kill_all(process: &Process, is_victim: impl Fn(&str) -> bool) -> usize {
     victims.len()
 }
 
+/// The committed shards of a run, each a line of inode and path; a file made again has another inode.
+fn shard_files(run: &Path) -> BTreeSet<String> {
+    let mut find = Command::new("find");
+    find.arg(run.join("sets")).args(["-name", "*.h5", "-not", "-path", "*/.parts/*", "-printf", "%i %P\n"]);
+    let output = find.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
 /// Kills in `stage` at a keyed moment, resumes, compares.
 fn trial(finished: &TempRun, stage: &str, victim: Victim, trial: u64) {
     let downstream = |name: &str| name == stage || ["evaluate", "metrics", "report"].contains(&name);
@@ -64,7 +76,10 @@ fn trial(finished: &TempRun, stage: &str, victim: Victim, trial: u64) {
     let status = process.wait(PATIENCE);
     process.wait_for_no_orphans(SURVIVORS_GONE);
     assert_ne!(status.code(), Some(75), "{what}: nobody asked for a stop");
+    let committed = shard_files(&path);
     finish(equipoise(&["resume", path.to_str().unwrap()]));
+    // So at most the shard that each rank was at is made again.
+    assert!(committed.is_subset(&shard_files(&path)), "{what}: a committed shard was made again");
     assert_same(&results(&finished.join("run")), &results(&path), &what);
 }
 
