@@ -6,6 +6,7 @@
 use crate::inputs;
 use crate::nets::{Frozen, Generator, GeneratorConfig};
 use crate::pretrain::precision;
+use crate::statistics::ClassTable;
 use crate::step::Step;
 use crate::synthesis::{FeedbackOf, Made, Synthesizer};
 use crate::training::Ended;
@@ -174,7 +175,7 @@ pub struct Factory {
     view: Option<View>,
     shape: [i64; 3],
     seed: u64,
-    statistics: Option<crate::features::ClassTable>,
+    statistics: Option<ClassTable>,
 }
 
 impl Factory {
@@ -192,9 +193,10 @@ impl Factory {
         let (guide, statistics, view) = match (&params.feedback, &params.guide) {
             (Some(feedback), Some(name)) => {
                 let config: FeedbackConfig = feedback.parse()?;
-                let hardness = config.criterion == Criterion::Hardness;
-                let statistics =
-                    if hardness { Some(crate::features::ClassTable::read(step, name)?) } else { None };
+                let statistics = match config.criterion {
+                    Criterion::Hardness => Some(ClassTable::read(step, name, config.hardness())?),
+                    Criterion::Loss | Criterion::Entropy => None,
+                };
                 (Some(step.helper(name)?), statistics, Some(step.view_of(name)?))
             }
             _ => (None, None, None),
@@ -214,7 +216,7 @@ impl Factory {
                 config: feedback.parse()?,
                 guide,
                 view,
-                statistics: self.statistics.as_ref().map(crate::features::ClassTable::tensors).transpose()?,
+                statistics: self.statistics.as_ref(),
             }),
             _ => None,
         };

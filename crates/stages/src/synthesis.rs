@@ -1,6 +1,7 @@
 //! One batch of images, whatever rank makes it: noise by identity, sampling, and the Bad-images contract.
 
 use crate::nets::{Frozen, Generator};
+use crate::statistics::ClassTable;
 use equipoise_base::rng::Key;
 use equipoise_base::{ClassId, Result};
 use equipoise_diffusion::criterion::{ClassStatistics, Targets, Viewed};
@@ -43,8 +44,8 @@ pub struct FeedbackOf<'a> {
     pub guide: &'a Frozen,
     /// How the classifier looks at generated images.
     pub view: &'a View,
-    /// Statistics of every class for hardness: means [K, D], inverse covariance and log determinant.
-    pub statistics: Option<Vec<ClassStatistics>>,
+    /// Distribution of every class, for hardness.
+    pub statistics: Option<&'a ClassTable>,
 }
 
 /// An image as it is stored, or the fact that none could be made.
@@ -64,12 +65,7 @@ pub struct Made {
 impl FeedbackOf<'_> {
     /// Statistics of one class, shared by a whole batch of it.
     pub fn statistics_of(&self, class: u32) -> Option<ClassStatistics> {
-        let of_class = &self.statistics.as_ref()?[class as usize];
-        Some(ClassStatistics {
-            mu: of_class.mu.shallow_clone(),
-            cov_inv: of_class.cov_inv.shallow_clone(),
-            logdet: of_class.logdet.shallow_clone(),
-        })
+        self.statistics.map(|table| table.of_class(class))
     }
 }
 
