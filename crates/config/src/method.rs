@@ -67,6 +67,8 @@ methods! {
     NoiseSchedule;
     /// How many images of each class (`workplan`).
     Plan;
+    /// How images are stored (`workplan`, encoders in `shards`).
+    Codec;
     /// Denoising steps (`diffusion`).
     Sampler;
     /// Classifier feedback (`diffusion`).

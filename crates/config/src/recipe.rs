@@ -2,7 +2,7 @@
 //! whether it is identity, elastic (`x-elastic`) or a place on disk (`x-path`).
 
 use crate::method::{
-    Arch, Augment, DiffusionModel, Ema, Feedback, LearningRate, Loss, NoiseSchedule, Optimizer, Plan,
+    Arch, Augment, Codec, DiffusionModel, Ema, Feedback, LearningRate, Loss, NoiseSchedule, Optimizer, Plan,
     Sampler, Sampling, Select, Source, Toy,
 };
 use crate::named::Named;
@@ -147,6 +147,8 @@ pub struct Dataset {
     #[serde(default = "max_bad")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub max_bad: f64,
+    /// How the images of prepared splits are stored; raw if left out.
+    pub codec: Option<Codec>,
     /// Parts of the data.
     pub splits: Named<Split>,
 }
@@ -325,6 +327,8 @@ pub struct Generate {
     pub batches_per_shard: u64,
     /// How many images of each class.
     pub plan: Plan,
+    /// How images are stored.
+    pub codec: Codec,
     /// Denoising steps.
     pub sampler: Sampler,
     /// Classifier-free guidance; 1 is none.

@@ -19,9 +19,11 @@ use equipoise_diffusion::criterion::Criterion;
 use equipoise_diffusion::feedback::FeedbackConfig;
 use equipoise_diffusion::view::View;
 use equipoise_rundir::read_json;
-use equipoise_shards::{Codec, Depth, Expect, ImageShard, Row, ShardMeta, tool_version, verify};
+use equipoise_shards::{
+    Codec, Depth, ENCODER_VERSION, Expect, Image, ImageShard, Row, ShardMeta, tool_version, verify,
+};
 use equipoise_telemetry::Progress;
-use equipoise_workplan::{Layout, LayoutConfig, PlanConfig, Shard};
+use equipoise_workplan::{CodecConfig, Layout, LayoutConfig, PlanConfig, Shard};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -38,6 +40,8 @@ pub struct GenerateParams {
     pub batches_per_shard: u64,
     /// How many images of each class.
     pub plan: method::Plan,
+    /// How images are stored.
+    pub codec: method::Codec,
     /// Sampler.
     pub sampler: method::Sampler,
     /// Scale of classifier-free guidance.
@@ -105,7 +109,7 @@ pub fn run(step: &Step) -> Result<Ended> {
     let synthesizer = factory.synthesizer(&params)?;
     let missing = set.missing()?;
     step.require_space(
-        missing.iter().map(|&id| set.images(id)).sum::<u64>() * set.image_bytes(),
+        missing.iter().map(|&id| set.images(id)).sum::<u64>() * set.image_bytes,
         missing.len() as u64,
     )?;
     let done: u64 = set.layout.images() - missing.iter().map(|&id| set.images(id)).sum::<u64>();
@@ -153,7 +157,7 @@ pub(crate) fn open(step: &Step) -> Result<(GenerateParams, Factory, Set<'_>)> {
     Ok((params, factory, set))
 }
 
-/// Adds an image, or the fact that none could be made, to its shard.
+/// Encodes an image and adds it, or the fact that none could be made, to its shard.
 ///
 /// # Errors
 /// 65 if it does not follow what the shard holds.
@@ -162,10 +166,21 @@ pub(crate) fn append(file: &mut ImageShard, made: &Made) -> Result<()> {
         Some(pixels) => {
             let row =
                 Row { index: made.index, group: -1, seed: made.seed, condition: None, flags: made.flags };
-            file.push(row, pixels, &made.criterion)
+            let ShardMeta { codec, shape: [height, width, channels], .. } = *file.meta();
+            let image = Image::new(height, width, channels, pixels.clone())?;
+            file.push(row, &codec.encode(&image)?, &made.criterion)
         }
         None => file.push_failed(made.index),
     }
+}
+
+/// The codec that a recipe names.
+///
+/// # Errors
+/// 78 when the quality is out of range.
+pub(crate) fn codec(named: &method::Codec) -> Result<Codec> {
+    let config: CodecConfig = named.parse()?;
+    config.to_string().parse().map_err(|error: Error| Error::config(error.message()))
 }
 
 /// The networks of a set, loaded.
@@ -237,7 +252,10 @@ impl Factory {
         let guide = self.guide.as_ref().map_or("none", |guide| guide.hash.as_str());
         let facts = equipoise_nn::runtime::fingerprint()?;
         let generator = &self.generator.hash;
-        Ok(Identity::of(&format!("{} {facts} {generator} {guide} {}", step.identity(), params.batch)))
+        let codec = codec(&params.codec)?;
+        let encoder = if codec.is_raw() { String::new() } else { format!(" encoder={ENCODER_VERSION}") };
+        let facts = format!("{facts} {generator} {guide} {}{encoder}", params.batch);
+        Ok(Identity::of(&format!("{} {facts}", step.identity())))
     }
 }
 
@@ -254,6 +272,8 @@ pub(crate) struct Set<'a> {
     pub(crate) classes: Vec<String>,
     criterion: String,
     shape: [usize; 3],
+    codec: Codec,
+    image_bytes: u64,
     /// Images in shards that this rank has made.
     own: std::cell::Cell<u64>,
 }
@@ -271,7 +291,10 @@ impl<'a> Set<'a> {
         };
         let shape = [shape.size[0] as usize, shape.size[1] as usize, shape.channels as usize];
         let folder = step.set_path(&named.set, named.seed);
-        Ok(Self { step, layout, folder, identity, classes, criterion, shape, own: Default::default() })
+        let image_bytes =
+            params.codec.parse::<CodecConfig>()?.image_bytes(shape.iter().product::<usize>() as u64);
+        let (codec, own) = (codec(&params.codec)?, Default::default());
+        Ok(Self { step, layout, folder, identity, classes, criterion, shape, codec, image_bytes, own })
     }
 
     /// A shard by its position in the layout.
@@ -281,10 +304,6 @@ impl<'a> Set<'a> {
 
     fn images(&self, id: u64) -> u64 {
         self.layout.shard(id).map_or(0, |shard| shard.images.end - shard.images.start)
-    }
-
-    fn image_bytes(&self) -> u64 {
-        self.shape.iter().product::<usize>() as u64
     }
 
     /// What the file of a shard must be.
@@ -353,7 +372,7 @@ impl<'a> Set<'a> {
             first: shard.images.start,
             planned: shard.images.end - shard.images.start,
             shape: self.shape,
-            codec: Codec::Raw,
+            codec: self.codec,
             resize_filter: String::new(),
             criterion: self.criterion.clone(),
             guided_steps,

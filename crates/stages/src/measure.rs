@@ -16,6 +16,7 @@ use equipoise_report::Interval;
 use equipoise_report::results::{CriterionGain, Reference, SetMetrics, SetResult};
 use equipoise_shards::Image;
 use equipoise_shards::contact::{SheetRow, SheetStyle, contact_sheet};
+use equipoise_workplan::CodecConfig;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -210,7 +211,9 @@ fn measure(
         diversities.iter().map(read).sum::<f64>() / diversities.len().max(1) as f64
     };
     let index = crate::generate::ShardIndex::read(&step.set_path(set, seed))?;
+    let stored = step.recipe().sets.get(set).map(|set| set.generate.codec.parse::<CodecConfig>());
     Ok(SetResult {
+        codec: stored.transpose()?.unwrap_or_default().to_string(),
         set: set.to_string(),
         seed,
         images: labels.len() as u64,
