@@ -43,6 +43,8 @@ macro_rules! methods {
 }
 
 methods! {
+    /// Instruction set of the CPU kernels (`comm`).
+    CpuCapability;
     /// Where the images of a split come from (`catalog`).
     Source;
     /// Which images of a source belong to a split (`catalog`).
@@ -67,6 +69,8 @@ methods! {
     NoiseSchedule;
     /// How many images of each class (`workplan`).
     Plan;
+    /// How images are stored (`workplan`, encoders in `shards`).
+    Codec;
     /// Denoising steps (`diffusion`).
     Sampler;
     /// Classifier feedback (`diffusion`).

@@ -2,8 +2,8 @@
 //! whether it is identity, elastic (`x-elastic`) or a place on disk (`x-path`).
 
 use crate::method::{
-    Arch, Augment, DiffusionModel, Ema, Feedback, LearningRate, Loss, NoiseSchedule, Optimizer, Plan,
-    Sampler, Sampling, Select, Source, Toy,
+    Arch, Augment, Codec, CpuCapability, DiffusionModel, Ema, Feedback, LearningRate, Loss, NoiseSchedule,
+    Optimizer, Plan, Sampler, Sampling, Select, Source, Toy,
 };
 use crate::named::Named;
 use schemars::JsonSchema;
@@ -77,20 +77,6 @@ pub struct Run {
     pub device: Device,
 }
 
-/// Instruction sets that the kernels can be pinned to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum CpuCapability {
-    /// The best that this machine has, decided when the run is begun and recorded in its configuration.
-    Auto,
-    /// What every x86-64 machine has.
-    Default,
-    /// AVX2.
-    Avx2,
-    /// AVX-512.
-    Avx512,
-}
-
 /// Where tensors live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -147,6 +133,8 @@ pub struct Dataset {
     #[serde(default = "max_bad")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub max_bad: f64,
+    /// How the images of prepared splits are stored; raw if left out.
+    pub codec: Option<Codec>,
     /// Parts of the data.
     pub splits: Named<Split>,
 }
@@ -325,6 +313,8 @@ pub struct Generate {
     pub batches_per_shard: u64,
     /// How many images of each class.
     pub plan: Plan,
+    /// How images are stored.
+    pub codec: Codec,
     /// Denoising steps.
     pub sampler: Sampler,
     /// Classifier-free guidance; 1 is none.

@@ -68,6 +68,7 @@ fn world(out_channels: i64) -> World {
         conv_resample: true,
         use_new_attention_order: true,
         patch: 2,
+        learn_sigma: false,
     };
     let shape = AdmShape { image_size: SIZE, in_channels: 1, out_channels, labels: Some(CLASSES + 1) };
     let unet = AdmUNet::new(&params.root().sub("unet"), &config, &shape).unwrap();
@@ -123,7 +124,8 @@ fn ddpm(variance: ReverseVariance) -> SamplerConfig {
 }
 
 fn feedback(criterion: Criterion, omega: f64, path: GradientPath, update: Update) -> FeedbackConfig {
-    FeedbackConfig { criterion, omega, every: 2, offset: 0, path, update, max_t: 1. }
+    let (every, offset, max_t) = (2, 0, 1.);
+    FeedbackConfig { criterion, omega, every, offset, path, update, max_t, covariance: None, shrinkage: None }
 }
 
 fn targets() -> Targets {

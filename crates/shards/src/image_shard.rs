@@ -97,6 +97,12 @@ impl ImageShard {
         &self.meta
     }
 
+    /// Records whether all operators that made images so far were deterministic; once one was not, the file stays
+    /// marked.
+    pub fn note_reproducible(&mut self, reproducible: bool) {
+        self.meta.reproducible &= reproducible;
+    }
+
     /// Number of images present.
     pub fn len(&self) -> usize {
         self.rows.len()

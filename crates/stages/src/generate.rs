@@ -6,21 +6,24 @@
 use crate::inputs;
 use crate::nets::{Frozen, Generator, GeneratorConfig};
 use crate::pretrain::precision;
+use crate::statistics::ClassTable;
 use crate::step::Step;
-use crate::synthesis::{FeedbackOf, Made, Synthesizer};
+use crate::synthesis::{FeedbackOf, Made, SUB_SEEDS, Synthesizer};
 use crate::training::Ended;
 use crate::world::StageClaims;
 use equipoise_base::rng::Key;
-use equipoise_base::{Error, ExitCode, Identity, Result, bail};
+use equipoise_base::{Error, ExitCode, Identity, Result};
 use equipoise_comm::claims::{Claim, Claims};
 use equipoise_config::{method, recipe};
 use equipoise_diffusion::criterion::Criterion;
 use equipoise_diffusion::feedback::FeedbackConfig;
 use equipoise_diffusion::view::View;
 use equipoise_rundir::read_json;
-use equipoise_shards::{Codec, Depth, Expect, ImageShard, Row, ShardMeta, tool_version, verify};
+use equipoise_shards::{
+    Codec, Depth, ENCODER_VERSION, Expect, Image, ImageShard, Row, ShardMeta, tool_version, verify,
+};
 use equipoise_telemetry::Progress;
-use equipoise_workplan::{Layout, LayoutConfig, PlanConfig, Shard};
+use equipoise_workplan::{CodecConfig, Layout, LayoutConfig, PlanConfig, Shard};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -37,6 +40,8 @@ pub struct GenerateParams {
     pub batches_per_shard: u64,
     /// How many images of each class.
     pub plan: method::Plan,
+    /// How images are stored.
+    pub codec: method::Codec,
     /// Sampler.
     pub sampler: method::Sampler,
     /// Scale of classifier-free guidance.
@@ -104,7 +109,7 @@ pub fn run(step: &Step) -> Result<Ended> {
     let synthesizer = factory.synthesizer(&params)?;
     let missing = set.missing()?;
     step.require_space(
-        missing.iter().map(|&id| set.images(id)).sum::<u64>() * set.image_bytes(),
+        missing.iter().map(|&id| set.images(id)).sum::<u64>() * set.image_bytes,
         missing.len() as u64,
     )?;
     let done: u64 = set.layout.images() - missing.iter().map(|&id| set.images(id)).sum::<u64>();
@@ -152,7 +157,7 @@ pub(crate) fn open(step: &Step) -> Result<(GenerateParams, Factory, Set<'_>)> {
     Ok((params, factory, set))
 }
 
-/// Adds an image, or the fact that none could be made, to its shard.
+/// Encodes an image and adds it, or the fact that none could be made, to its shard.
 ///
 /// # Errors
 /// 65 if it does not follow what the shard holds.
@@ -161,10 +166,30 @@ pub(crate) fn append(file: &mut ImageShard, made: &Made) -> Result<()> {
         Some(pixels) => {
             let row =
                 Row { index: made.index, group: -1, seed: made.seed, condition: None, flags: made.flags };
-            file.push(row, pixels, &made.criterion)
+            let ShardMeta { codec, shape: [height, width, channels], .. } = *file.meta();
+            let image = Image::new(height, width, channels, pixels.clone())?;
+            file.push(row, &codec.encode(&image)?, &made.criterion)
         }
         None => file.push_failed(made.index),
     }
+}
+
+/// Marks a file whose images some operator made that has no deterministic form: known only after it has run.
+///
+/// # Errors
+/// 101 if libtorch cannot be asked.
+pub(crate) fn note_operators(file: &mut ImageShard) -> Result<()> {
+    file.note_reproducible(equipoise_nn::runtime::nondeterministic_operators()?.is_empty());
+    Ok(())
+}
+
+/// The codec that a recipe names.
+///
+/// # Errors
+/// 78 when the quality is out of range.
+pub(crate) fn codec(named: &method::Codec) -> Result<Codec> {
+    let config: CodecConfig = named.parse()?;
+    config.to_string().parse().map_err(|error: Error| Error::config(error.message()))
 }
 
 /// The networks of a set, loaded.
@@ -174,7 +199,7 @@ pub struct Factory {
     view: Option<View>,
     shape: [i64; 3],
     seed: u64,
-    statistics: Option<crate::features::ClassTable>,
+    statistics: Option<ClassTable>,
 }
 
 impl Factory {
@@ -192,9 +217,10 @@ impl Factory {
         let (guide, statistics, view) = match (&params.feedback, &params.guide) {
             (Some(feedback), Some(name)) => {
                 let config: FeedbackConfig = feedback.parse()?;
-                let hardness = config.criterion == Criterion::Hardness;
-                let statistics =
-                    if hardness { Some(crate::features::ClassTable::read(step, name)?) } else { None };
+                let statistics = match config.criterion {
+                    Criterion::Hardness => Some(ClassTable::read(step, name, config.hardness())?),
+                    Criterion::Loss | Criterion::Entropy => None,
+                };
                 (Some(step.helper(name)?), statistics, Some(step.view_of(name)?))
             }
             _ => (None, None, None),
@@ -214,7 +240,7 @@ impl Factory {
                 config: feedback.parse()?,
                 guide,
                 view,
-                statistics: self.statistics.as_ref().map(crate::features::ClassTable::tensors).transpose()?,
+                statistics: self.statistics.as_ref(),
             }),
             _ => None,
         };
@@ -235,7 +261,10 @@ impl Factory {
         let guide = self.guide.as_ref().map_or("none", |guide| guide.hash.as_str());
         let facts = equipoise_nn::runtime::fingerprint()?;
         let generator = &self.generator.hash;
-        Ok(Identity::of(&format!("{} {facts} {generator} {guide} {}", step.identity(), params.batch)))
+        let codec = codec(&params.codec)?;
+        let encoder = if codec.is_raw() { String::new() } else { format!(" encoder={ENCODER_VERSION}") };
+        let facts = format!("{facts} {generator} {guide} {}{encoder}", params.batch);
+        Ok(Identity::of(&format!("{} {facts}", step.identity())))
     }
 }
 
@@ -252,6 +281,8 @@ pub(crate) struct Set<'a> {
     pub(crate) classes: Vec<String>,
     criterion: String,
     shape: [usize; 3],
+    codec: Codec,
+    image_bytes: u64,
     /// Images in shards that this rank has made.
     own: std::cell::Cell<u64>,
 }
@@ -269,7 +300,10 @@ impl<'a> Set<'a> {
         };
         let shape = [shape.size[0] as usize, shape.size[1] as usize, shape.channels as usize];
         let folder = step.set_path(&named.set, named.seed);
-        Ok(Self { step, layout, folder, identity, classes, criterion, shape, own: Default::default() })
+        let image_bytes =
+            params.codec.parse::<CodecConfig>()?.image_bytes(shape.iter().product::<usize>() as u64);
+        let (codec, own) = (codec(&params.codec)?, Default::default());
+        Ok(Self { step, layout, folder, identity, classes, criterion, shape, codec, image_bytes, own })
     }
 
     /// A shard by its position in the layout.
@@ -279,10 +313,6 @@ impl<'a> Set<'a> {
 
     fn images(&self, id: u64) -> u64 {
         self.layout.shard(id).map_or(0, |shard| shard.images.end - shard.images.start)
-    }
-
-    fn image_bytes(&self) -> u64 {
-        self.shape.iter().product::<usize>() as u64
     }
 
     /// What the file of a shard must be.
@@ -351,11 +381,11 @@ impl<'a> Set<'a> {
             first: shard.images.start,
             planned: shard.images.end - shard.images.start,
             shape: self.shape,
-            codec: Codec::Raw,
+            codec: self.codec,
             resize_filter: String::new(),
             criterion: self.criterion.clone(),
             guided_steps,
-            reproducible: equipoise_nn::runtime::nondeterministic_operators()?.is_empty(),
+            reproducible: true,
             tool_version: tool_version(),
         })
     }
@@ -375,17 +405,19 @@ impl<'a> Set<'a> {
             }
             if claims.should_stop()? {
                 if file.next_index() > shard.images.start {
+                    note_operators(&mut file)?;
                     self.step.commit(&self.part_path(shard), &file.write()?)?;
                 }
                 return Ok(false);
             }
             let keep = batch.images.end - batch.images.start;
-            for made in synthesizer.batch(shard.class, batch.images.start, keep)? {
+            for made in synthesizer.batch(shard.class, batch.images.start, keep, SUB_SEEDS)? {
                 append(&mut file, &made)?;
             }
             on_batch(keep)?;
         }
         self.own.set(self.own.get() + shard.images.end - shard.images.start);
+        note_operators(&mut file)?;
         self.step.commit(&self.folder.join(&shard.path), &file.write()?)?;
         self.step.remove_if_there(&self.part_path(shard))?;
         Ok(true)
@@ -418,11 +450,15 @@ impl<'a> Set<'a> {
         let failed: usize = index.shards.iter().map(|shard| shard.failed.len()).sum();
         self.step.comm().barrier()?;
         if failed > 0 {
-            bail!(
-                CheckFailed,
-                "{failed} images could not be made finite; they are listed in {}",
-                self.folder.join("index.json").display()
+            let index = self.folder.join("index.json");
+            let message = format!(
+                "{failed} images came out unusable from every seed that was tried; they are listed in {}",
+                index.display()
             );
+            // sets/<set> lies in the run directory.
+            let run = self.folder.ancestors().nth(2).unwrap_or(&self.folder).display();
+            return Err(Error::new(ExitCode::CheckFailed, message)
+                .next(format!("equipoise shards regenerate {run} --failed")));
         }
         Ok(())
     }

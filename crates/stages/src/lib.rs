@@ -17,6 +17,7 @@ mod pretrain;
 pub mod programs;
 pub mod regenerate;
 mod schema;
+mod statistics;
 mod step;
 mod synthesis;
 pub mod toy;

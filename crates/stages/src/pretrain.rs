@@ -48,7 +48,7 @@ pub fn run(step: &Step) -> Result<Ended> {
         Generator::new(&params.network(), Params::new(seed, Kind::Float, runtime::device()), &shape)?;
     let loss = DiffusionTrainConfig {
         prediction: generator.prediction,
-        learned_sigma: false,
+        learn_sigma: generator.learn_sigma,
         class_dropout: config.class_dropout,
     };
     let denoising = Denoising {

@@ -13,6 +13,7 @@ pub fn print() -> Result<()> {
         schema_for!(T)
     }
     let fragments = [
+        ("CpuCapability", of::<equipoise_comm::environment::CpuCapability>()),
         ("Source", of::<equipoise_catalog::Source>()),
         ("Select", of::<equipoise_catalog::Selection>()),
         ("Arch", of::<equipoise_models::arch::ArchConfig>()),
@@ -25,6 +26,7 @@ pub fn print() -> Result<()> {
         ("DiffusionModel", of::<equipoise_models::adm::AdmConfig>()),
         ("NoiseSchedule", of::<equipoise_diffusion::schedule::DiffusionScheduleConfig>()),
         ("Plan", of::<equipoise_workplan::PlanConfig>()),
+        ("Codec", of::<equipoise_workplan::CodecConfig>()),
         ("Sampler", of::<equipoise_diffusion::sampler::SamplerConfig>()),
         ("Feedback", of::<equipoise_diffusion::feedback::FeedbackConfig>()),
         ("Toy", of::<crate::toy::ToyParams>()),

@@ -116,8 +116,11 @@ fn sample(case: &Case, run: &Run, generator: &AdmUNet, guide: &dyn Guide, got: &
     };
     let feedback = run.criterion.map(|criterion| -> Result<Feedback> {
         let &Run { omega, every, offset, mode: path, .. } = run;
+        let (update, max_t) = (Update::Epsilon, 1.);
+        // The case brings its statistics along.
+        let (covariance, shrinkage) = (None, None);
         let config =
-            FeedbackConfig { criterion, omega, every, offset, path, update: Update::Epsilon, max_t: 1. };
+            FeedbackConfig { criterion, omega, every, offset, path, update, max_t, covariance, shrinkage };
         Feedback::new(&config, guide, targets()?, case.input("alphas_cumprod")?.size()[0])
     });
     let feedback = feedback.transpose()?;

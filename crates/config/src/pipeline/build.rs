@@ -100,10 +100,21 @@ impl<'a> Builder<'a> {
                 Value::Object(params)
             });
         }
-        for guide in self.hardness_guides() {
-            let Some(helper) = resolved.recipe.classifiers.get(&guide) else { continue };
+        self.statistics()
+    }
+
+    /// Features of the guides whose class statistics some set asks for, and these statistics.
+    fn statistics(&mut self) -> Result<()> {
+        let resolved = self.resolved;
+        let mut asked: Vec<(&str, &str)> =
+            resolved.recipe.sets.iter().filter_map(|(_, set)| hardness(set)).collect();
+        asked.sort_unstable();
+        asked.dedup();
+        for guides in asked.chunk_by(|a, b| a.0 == b.0) {
+            let guide = guides[0].0;
+            let Some(helper) = resolved.recipe.classifiers.get(guide) else { continue };
             let split = &helper.training.split;
-            let (mut after, content) = self.helper_needs(&guide, helper)?;
+            let (mut after, content) = self.helper_needs(guide, helper)?;
             after.insert(0, format!("prepare.{split}"));
             self.add(
                 Kind::Features,
@@ -112,20 +123,18 @@ impl<'a> Builder<'a> {
                 content,
                 &|_| json!({ "classifier": guide, "split": split }),
             );
+            for (_, covariance) in guides {
+                let after = vec![format!("features.{guide}")];
+                self.add(
+                    Kind::Statistics,
+                    format!("statistics-{covariance}.{guide}"),
+                    after,
+                    Value::Null,
+                    &|_| json!({ "classifier": guide, "split": split, "covariance": covariance }),
+                );
+            }
         }
         Ok(())
-    }
-
-    /// Guides whose class statistics some set asks for.
-    fn hardness_guides(&self) -> Vec<String> {
-        let sets = self.resolved.recipe.sets.iter();
-        let mut guides: Vec<String> = sets
-            .filter(|(_, set)| criterion(set) == Some("hardness"))
-            .filter_map(|(_, set)| set.generate.guide.clone())
-            .collect();
-        guides.sort();
-        guides.dedup();
-        guides
     }
 
     /// The stage that trains a helper or, if it is not trained here, the content of its weights.
@@ -168,9 +177,7 @@ impl<'a> Builder<'a> {
             let (stages, weights) = self.helper_needs(guide, helper)?;
             after.extend(stages);
             content.insert("guide".into(), weights);
-            if criterion(set) == Some("hardness") {
-                after.push(format!("features.{guide}"));
-            }
+            after.extend(hardness(set).map(|(guide, covariance)| format!("statistics-{covariance}.{guide}")));
         }
         Ok((after, Value::Object(content)))
     }
@@ -351,10 +358,12 @@ fn sampling_params(all: &Value, name: &str, set: &Set) -> Map<String, Value> {
     params
 }
 
-/// The criterion of a set's feedback.
-fn criterion(set: &Set) -> Option<&str> {
-    let criterion = &set.generate.feedback.as_ref()?.0["criterion"];
-    criterion.as_str().or_else(|| criterion["kind"].as_str())
+/// The guide and the kind of covariance of a set that feedback makes harder.
+fn hardness(set: &Set) -> Option<(&str, &str)> {
+    let feedback = &set.generate.feedback.as_ref()?.0;
+    let guide = set.generate.guide.as_deref()?;
+    (feedback["criterion"] == "hardness")
+        .then(|| (guide, feedback["covariance"].as_str().unwrap_or("pooled")))
 }
 
 /// A table without some of its keys.

@@ -2,6 +2,7 @@
 
 use crate::nearest::hint;
 use crate::problem::Problems;
+use crate::recipe::{Diffusion, Set};
 use crate::resolved::Resolved;
 
 /// Every reference that leads nowhere, and every combination that makes no sense.
@@ -116,6 +117,15 @@ impl Checker<'_> {
             }
             _ => {}
         }
+        if learns_sigma(diffusion) && diffusion.schedule.0["rescale_betas_zero_snr"] == true {
+            let path = "diffusion.model.learn_sigma";
+            self.wrong(
+                path,
+                format!(
+                    "{path}: rescale_betas_zero_snr leaves no finite variance to learn at the last time step"
+                ),
+            );
+        }
         self.batches("diffusion.train", diffusion.train.global_batch, diffusion.train.micro_batch);
     }
 
@@ -125,6 +135,8 @@ impl Checker<'_> {
             let path = format!("sets.{name}");
             self.split(&format!("{path}.split"), &set.generate.split);
             self.seeds(&path, &set.seeds);
+            self.variance(&path, set);
+            self.hardness_keys(&path, set);
             if set.generate.feedback.is_some() {
                 match &set.generate.guide {
                     Some(guide) => {
@@ -138,6 +150,29 @@ impl Checker<'_> {
                     None => self
                         .wrong(&path, format!("{path}: feedback needs a guide: name one of [classifiers]")),
                 }
+            }
+        }
+    }
+
+    /// A learned variance can only be sampled with if it was learned.
+    fn variance(&mut self, path: &str, set: &Set) {
+        let wants = set.generate.sampler.0["variance"] == "learned_range";
+        if wants && !learns_sigma(&self.resolved.recipe.diffusion) {
+            let path = format!("{path}.sampler.variance");
+            self.wrong(
+                &path,
+                format!("{path}: 'learned_range' needs a generator with diffusion.model.learn_sigma = true"),
+            );
+        }
+    }
+
+    /// Keys of feedback that only one criterion knows.
+    fn hardness_keys(&mut self, path: &str, set: &Set) {
+        let Some(feedback) = &set.generate.feedback else { return };
+        for key in ["covariance", "shrinkage"] {
+            if feedback.0["criterion"] != "hardness" && !feedback.0[key].is_null() {
+                let path = format!("{path}.feedback.{key}");
+                self.wrong(&path, format!("{path}: only the criterion 'hardness' has it"));
             }
         }
     }
@@ -169,6 +204,11 @@ impl Checker<'_> {
             self.refers("report.baseline", "arm", baseline, &recipe.arms.names());
         }
     }
+}
+
+/// Whether the generator has variance channels.
+fn learns_sigma(diffusion: &Diffusion) -> bool {
+    diffusion.model.0["learn_sigma"] == true
 }
 
 fn strs(names: &[String]) -> Vec<&str> {
