@@ -3,7 +3,7 @@
 use crate::util::Dir;
 use std::process::Command;
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "init",
     "plan",
     "run",
@@ -15,6 +15,7 @@ const COMMANDS: [&str; 13] = [
     "shards",
     "verify",
     "doctor",
+    "weights",
     "config",
     "completions",
 ];

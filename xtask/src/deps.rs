@@ -11,6 +11,7 @@ const TIERS: &[(&str, u32)] = &[
     ("config", 1),
     ("rundir", 1),
     ("catalog", 1),
+    ("pretrained", 1),
     ("workplan", 1),
     ("comm", 1),
     ("telemetry", 2),

@@ -114,6 +114,28 @@ impl GroupNorm {
     }
 }
 
+/// `torch.nn.LayerNorm` over the last dimension, with affine parameters.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Creates `weight` and `bias` [width].
+    pub fn new(scope: &Scope, width: i64, eps: f64) -> Self {
+        let weight = scope.param("weight", &[width], Init::Constant(1.));
+        let bias = scope.param("bias", &[width], Init::Constant(0.));
+        Self { weight, bias, eps }
+    }
+
+    /// Keeps the shape [.., width].
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)
+    }
+}
+
 /// `torch.nn.Embedding`.
 #[derive(Debug)]
 pub struct Embedding {

@@ -6,6 +6,7 @@ mod cuda;
 pub mod ema;
 pub mod flat;
 pub mod layers;
+pub mod mapped;
 pub mod optim;
 pub mod params;
 pub mod precision;

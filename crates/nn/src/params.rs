@@ -46,11 +46,21 @@ pub struct Entry {
     pub trainable: bool,
 }
 
+/// Where the values of parameters come from.
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    /// Drawn from this seed.
+    Seed(u64),
+    /// Zeros, to be loaded over.
+    Loading,
+    /// No values at all.
+    Shapes,
+}
+
 /// All parameters and buffers of a model, in order of construction.
 #[derive(Debug)]
 pub struct Params {
-    /// Where parameters come from; zeros, to be loaded over, if `None`.
-    seed: Option<u64>,
+    origin: Origin,
     kind: Kind,
     device: Device,
     entries: Rc<RefCell<Vec<Entry>>>,
@@ -59,13 +69,19 @@ pub struct Params {
 impl Params {
     /// An empty state for floating tensors of `kind` on `device`, initialised from `seed`.
     pub fn new(seed: u64, kind: Kind, device: Device) -> Self {
-        Self { seed: Some(seed), kind, device, entries: Rc::default() }
+        Self { origin: Origin::Seed(seed), kind, device, entries: Rc::default() }
     }
 
     /// An empty state whose parameters start at 0 because [`Params::load`] follows: drawing the start values of a
     /// large model takes longer than reading its weights.
     pub fn for_loading(kind: Kind, device: Device) -> Self {
-        Self { seed: None, kind, device, entries: Rc::default() }
+        Self { origin: Origin::Loading, kind, device, entries: Rc::default() }
+    }
+
+    /// A state of shapes without memory for values: to learn names, shapes and [`Params::count`] of a model that may be
+    /// too large for this machine. What is built on it cannot be loaded or trained.
+    pub fn for_shapes() -> Self {
+        Self { origin: Origin::Shapes, kind: Kind::Float, device: Device::Cpu, entries: Rc::default() }
     }
 
     /// The root scope, where modules create their entries.
@@ -164,9 +180,11 @@ impl<'a> Scope<'a> {
     pub fn param(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
         let name = format!("{}{name}", self.prefix);
         let options = (self.params.kind, self.params.device);
-        let tensor = match self.params.seed {
-            Some(seed) => start(&Key::new(seed, &format!("init/{name}")), shape, options, init),
-            None => Tensor::zeros(shape, options),
+        let tensor = match self.params.origin {
+            Origin::Seed(seed) => start(&Key::new(seed, &format!("init/{name}")), shape, options, init),
+            Origin::Loading => Tensor::zeros(shape, options),
+            // Every element is the same one: a shape that costs nothing.
+            Origin::Shapes => Tensor::zeros([1], options).expand(shape, false),
         };
         let tensor = tensor.set_requires_grad(true);
         self.add(name, tensor.shallow_clone(), true);

@@ -41,6 +41,14 @@ impl Precision {
     }
 }
 
+/// Runs `body` without autocasting, whatever the scope around it: for the few operations that need fp32's range.
+///
+/// # Panics
+/// If libtorch refuses to leave autocasting, which is a bug.
+pub fn full<T>(device: Device, body: impl FnOnce() -> T) -> T {
+    Precision::Fp32.scope(device, body).unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Order of the values of an image batch [N, C, H, W] in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -3,9 +3,10 @@
 use super::attention::{AttentionBlock, Order};
 use super::blocks::{Block, Layer, ResBlock, Resample};
 use super::config::{AdmConfig, AdmShape};
+use crate::sinusoid::sinusoid;
 use equipoise_nn::Scope;
 use equipoise_nn::layers::{Conv2d, Conv2dConfig, Embedding, Linear};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Time and label embedding, `input_blocks` and `middle_block`.
 #[derive(Debug)]
@@ -44,8 +45,6 @@ impl Trunk {
 
     /// SiLU of the embedding of `t` [N] (any kind) and, if conditional, of labels `y` [N]: [N, 4 base] of `kind`.
     ///
-    /// The sinusoid is float32 whatever the network's kind, as in the reference.
-    ///
     /// # Panics
     /// If labels are given to an unconditional network or missing for a conditional one.
     pub(super) fn embed(&self, t: &Tensor, y: Option<&Tensor>, kind: Kind) -> Tensor {
@@ -54,8 +53,7 @@ impl Trunk {
             self.label_emb.is_some(),
             "labels if and only if the network is class-conditional"
         );
-        let angle = t.to_kind(Kind::Float).unsqueeze(-1) * frequencies(self.half, t.device());
-        let wave = Tensor::cat(&[angle.cos(), angle.sin()], -1).to_kind(kind);
+        let wave = sinusoid(t, self.half).to_kind(kind);
         let time = self.time_second.forward(&self.time_first.forward(&wave).silu());
         match (&self.label_emb, y) {
             (Some(table), Some(y)) => (time + table.forward(y)).silu(),
@@ -74,11 +72,6 @@ impl Trunk {
         let middle = self.middle_block.forward(&hidden, emb);
         (outputs, middle)
     }
-}
-
-/// exp(-ln(10000) i / half), in float32 and in this order of operations.
-fn frequencies(half: i64, device: Device) -> Tensor {
-    ((Tensor::arange(half, (Kind::Float, device)) * -10_000f64.ln()) / half as f64).exp()
 }
 
 /// Order of channels in attention.
