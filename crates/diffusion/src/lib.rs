@@ -7,12 +7,17 @@
 pub mod criterion;
 pub mod ddim;
 pub mod ddpm;
+pub mod decoder;
+pub mod dpm_solver;
 pub mod feedback;
 pub mod guidance;
+pub mod image_embedding;
 pub mod prediction;
 pub mod respacing;
 pub mod sampler;
 pub mod schedule;
+pub mod scheduler_config;
+pub mod text_conditional;
 pub mod toy;
 pub mod train;
 pub mod view;

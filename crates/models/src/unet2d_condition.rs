@@ -10,9 +10,11 @@ pub use config::UNet2DConditionConfig;
 use crate::blocks2d::Norm;
 use crate::sinusoid::sinusoid;
 use blocks::{Context, DownBlock, MidBlock, UpBlock};
-use equipoise_nn::Scope;
+use equipoise_base::Result;
 use equipoise_nn::layers::{Conv2d, Conv2dConfig, GroupNorm, Linear};
-use tch::Tensor;
+use equipoise_nn::{Params, Scope, mapped};
+use equipoise_pretrained::Component;
+use tch::{Device, Kind, Tensor};
 
 /// Noisy latent image, time step, text and image embedding to noise (or v).
 #[derive(Debug)]
@@ -26,6 +28,7 @@ pub struct UNet2DConditionModel {
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
+    config: UNet2DConditionConfig,
 }
 
 /// `TimestepEmbedding`: linear, SiLU, linear.
@@ -107,7 +110,7 @@ impl UNet2DConditionModel {
     ) -> Tensor {
         let mut embedding = self.time_embedding.forward(&sinusoid(t, self.half).to_kind(sample.kind()));
         match (&self.class_embedding, class_labels) {
-            (Some(embed), Some(labels)) => embedding = embedding + embed.forward(labels),
+            (Some(embed), Some(labels)) => embedding += embed.forward(labels),
             (None, None) => {}
             _ => panic!("class labels if and only if the network has a class embedding"),
         }
@@ -128,9 +131,7 @@ impl UNet2DConditionModel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use equipoise_nn::Params;
     use serde_json::{Value, json};
-    use tch::{Device, Kind};
 
     /// stable-diffusion-2-1-unclip.
     fn unclip() -> Value {

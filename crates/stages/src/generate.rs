@@ -195,7 +195,8 @@ impl Factory {
                 let hardness = config.criterion == Criterion::Hardness;
                 let statistics =
                     if hardness { Some(crate::features::ClassTable::read(step, name)?) } else { None };
-                (Some(step.helper(name)?), statistics, Some(step.view_of(name)?))
+                let view = step.view_of(name)?.with_range(config.look.range);
+                (Some(step.helper(name)?), statistics, Some(view))
             }
             _ => (None, None, None),
         };

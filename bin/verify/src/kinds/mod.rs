@@ -14,4 +14,17 @@ macro_rules! kinds {
     };
 }
 
-kinds! { adm_unet, augment, ddim, ddpm_respaced, feedback_guidance, losses, lt_profile, metrics, resnet, stats }
+kinds! {
+    adm_unet,
+    augment,
+    autoencoder_kl,
+    ddim,
+    ddpm_respaced,
+    feedback_guidance,
+    losses,
+    lt_profile,
+    metrics,
+    resnet,
+    stats,
+    unet2d_condition,
+}
