@@ -7,7 +7,7 @@ mod support;
 use equipoise_base::rng::Key;
 use equipoise_testkit::{Process, TempRun};
 use std::time::Duration;
-use support::{PATIENCE, assert_same, equipoise, finish, results, run};
+use support::{PATIENCE, assert_same, equipoise, finish, results, run, run_recipe};
 
 #[test]
 fn one_two_and_three_ranks_give_the_same_files() {
@@ -18,6 +18,25 @@ fn one_two_and_three_ranks_give_the_same_files() {
         let other = TempRun::default();
         finish(run(&other.join("run"), ranks, &[]));
         assert_same(&reference, &results(&other.join("run")), &format!("{ranks} ranks"));
+    }
+}
+
+/// A learned variance, a respaced chain with its noise, and hardness with either covariance.
+#[test]
+fn ddpm_with_hardness_is_the_same_on_one_and_two_ranks() {
+    let runs = [1, 2].map(|ranks| {
+        let run = TempRun::default();
+        finish(run_recipe("tiny-ddpm", &run.join("run"), ranks, &[]));
+        run
+    });
+    let files = runs.each_ref().map(|run| results(&run.join("run")));
+    assert_same(&files[0], &files[1], "2 ranks");
+    // No identity in a picture: equal pictures would be equal images.
+    let sheets = ["ddim", "ddpm", "per-class", "pooled"].map(|set| {
+        std::fs::read(runs[0].join(format!("run/stages/metrics/real-beside-{set}-set-0.png"))).unwrap()
+    });
+    for (position, sheet) in sheets.iter().enumerate() {
+        assert!(!sheets[..position].contains(sheet), "set {position} is like an earlier one");
     }
 }
 

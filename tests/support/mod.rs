@@ -18,7 +18,12 @@ pub fn equipoise(arguments: &[&str]) -> Command {
 
 /// `equipoise run` of the tiny recipe in `run`.
 pub fn run(run: &Path, ranks: usize, sets: &[&str]) -> Command {
-    let mut command = equipoise(&["run", "tests/recipes/tiny.toml", "--run"]);
+    run_recipe("tiny", run, ranks, sets)
+}
+
+/// `equipoise run` of a recipe of the tests in `run`.
+pub fn run_recipe(recipe: &str, run: &Path, ranks: usize, sets: &[&str]) -> Command {
+    let mut command = equipoise(&["run", &format!("tests/recipes/{recipe}.toml"), "--run"]);
     command.current_dir(env!("CARGO_MANIFEST_DIR")).arg(run).args(["--set", &format!("run.ranks={ranks}")]);
     for set in sets {
         command.args(["--set", set]);

@@ -5,11 +5,12 @@ use crate::classes;
 use crate::output::{self, Format};
 use crate::runner::{self, Run};
 use equipoise_base::{Error, ExitCode, Result};
+use equipoise_config::method::Codec;
 use equipoise_config::recipe::{Dataset, Set};
 use equipoise_config::{Kind, Stage};
 use equipoise_rundir::vfs::Space;
 use equipoise_rundir::{RealFs, Vfs};
-use equipoise_workplan::{ClassPlan, Layout, LayoutConfig, PlanConfig};
+use equipoise_workplan::{ClassPlan, CodecConfig, Layout, LayoutConfig, PlanConfig};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -69,6 +70,7 @@ struct StagePlan {
 struct SplitPlan {
     name: String,
     images: u64,
+    codec: String,
     bytes: u64,
 }
 
@@ -81,6 +83,7 @@ struct SetPlan {
     /// Synthetic images.
     images: u64,
     shards: u64,
+    codec: String,
     bytes: u64,
     files: u64,
 }
@@ -175,8 +178,9 @@ impl Sizes {
         for (name, split) in data.splits.iter() {
             let by_class = classes::split_counts(recipe, data, name, split)?;
             let images = by_class.iter().sum();
-            let bytes = images * (pixels(data) + IMAGE_OVERHEAD);
-            sizes.splits.push(SplitPlan { name: name.into(), images, bytes });
+            let codec: CodecConfig = data.codec.as_ref().map_or(Ok(CodecConfig::Raw), Codec::parse)?;
+            let bytes = images * (codec.image_bytes(samples(data)) + IMAGE_OVERHEAD);
+            sizes.splits.push(SplitPlan { name: name.into(), images, codec: codec.to_string(), bytes });
             counts.insert(name, by_class);
         }
         let names = classes::names(data)?;
@@ -214,6 +218,7 @@ impl SetPlan {
         let config = LayoutConfig { batch: generate.batch, batches_per_shard: generate.batches_per_shard };
         let layout = Layout::new(config, names, &plan.synthetic())?;
         let images = layout.images();
+        let codec: CodecConfig = generate.codec.parse()?;
         Ok(Self {
             name: name.into(),
             seeds: set.seeds.clone(),
@@ -225,14 +230,16 @@ impl SetPlan {
                 .collect(),
             images,
             shards: layout.len(),
-            bytes: images * (pixels(data) + IMAGE_OVERHEAD),
+            codec: codec.to_string(),
+            bytes: images * (codec.image_bytes(samples(data)) + IMAGE_OVERHEAD),
             // A shard, its side file, and the folder of each class.
             files: 2 * layout.len() + names.len() as u64,
         })
     }
 }
 
-fn pixels(data: &Dataset) -> u64 {
+/// Samples of an image.
+fn samples(data: &Dataset) -> u64 {
     u64::from(data.size[0]) * u64::from(data.size[1]) * u64::from(data.channels)
 }
 
@@ -277,23 +284,22 @@ fn print(plan: &Plan) {
     if !plan.splits.is_empty() {
         output::line("");
         let row = |split: &SplitPlan| {
-            vec![split.name.clone(), split.images.to_string(), output::bytes(split.bytes)]
+            let size = output::bytes(split.bytes);
+            vec![split.name.clone(), split.images.to_string(), split.codec.clone(), size]
         };
-        output::table(
-            &["split", "images", "size"],
-            &plan.splits.iter().map(row).collect::<Vec<_>>(),
-            &[1, 2],
-        );
+        let rows: Vec<_> = plan.splits.iter().map(row).collect();
+        output::table(&["split", "images", "stored as", "size"], &rows, &[1, 3]);
     }
     for set in &plan.sets {
         output::line("");
         let seeds: Vec<String> = set.seeds.iter().map(u64::to_string).collect();
         let (name, size) = (&set.name, output::bytes(set.bytes));
         output::line(format!(
-            "set {name}, seeds {}: {} images in {} shards, {size} each",
+            "set {name}, seeds {}: {} images in {} shards as {}, {size} each",
             seeds.join(", "),
             set.images,
-            set.shards
+            set.shards,
+            set.codec
         ));
         let row = |row: &ClassRow| {
             let ClassPlan { real, extra_real, synthetic } = row.plan;

@@ -67,10 +67,14 @@ methods! {
     NoiseSchedule;
     /// How many images of each class (`workplan`).
     Plan;
+    /// How images are stored (`workplan`, encoders in `shards`).
+    Codec;
     /// Denoising steps (`diffusion`).
     Sampler;
     /// Classifier feedback (`diffusion`).
     Feedback;
+    /// Text and image condition of a latent generator (`diffusion`).
+    Condition;
     /// The two-dimensional toy (`diffusion`).
     Toy;
 }

@@ -2,8 +2,8 @@
 //! whether it is identity, elastic (`x-elastic`) or a place on disk (`x-path`).
 
 use crate::method::{
-    Arch, Augment, DiffusionModel, Ema, Feedback, LearningRate, Loss, NoiseSchedule, Optimizer, Plan,
-    Sampler, Sampling, Select, Source, Toy,
+    Arch, Augment, Codec, Condition, DiffusionModel, Ema, Feedback, LearningRate, Loss, NoiseSchedule,
+    Optimizer, Plan, Sampler, Sampling, Select, Source, Toy,
 };
 use crate::named::Named;
 use schemars::JsonSchema;
@@ -147,6 +147,8 @@ pub struct Dataset {
     #[serde(default = "max_bad")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub max_bad: f64,
+    /// How the images of prepared splits are stored; raw if left out.
+    pub codec: Option<Codec>,
     /// Parts of the data.
     pub splits: Named<Split>,
 }
@@ -250,6 +252,9 @@ pub struct Diffusion {
     /// Trained weights; the generator is then not trained here.
     #[schemars(extend("x-path" = true))]
     pub weights: Option<PathBuf>,
+    /// Hugging Face folder of a latent diffusion; it is then the generator, and the other keys play no part.
+    #[schemars(extend("x-path" = true))]
+    pub folder: Option<PathBuf>,
     /// Network.
     pub model: DiffusionModel,
     /// Noise schedule.
@@ -325,6 +330,8 @@ pub struct Generate {
     pub batches_per_shard: u64,
     /// How many images of each class.
     pub plan: Plan,
+    /// How images are stored.
+    pub codec: Codec,
     /// Denoising steps.
     pub sampler: Sampler,
     /// Classifier-free guidance; 1 is none.
@@ -334,6 +341,8 @@ pub struct Generate {
     pub precision: Precision,
     /// Classifier feedback; none if left out.
     pub feedback: Option<Feedback>,
+    /// What a latent generator is told about each image.
+    pub condition: Option<Condition>,
 }
 
 /// `[sets.NAME]`

@@ -235,6 +235,21 @@ fn names_must_name_something() {
         ),
         ("split = \"train\"", "", "sets need a generator"),
         ("guide = \"g\"", "", "sets.hard: feedback needs a guide"),
+        (
+            "criterion = \"hardness\", omega = 1.0",
+            "criterion = \"loss\", omega = 1.0, shrinkage = 0.1",
+            "sets.hard.feedback.shrinkage: only the criterion 'hardness' has it",
+        ),
+        (
+            "[sets.plain]",
+            "[sets.plain]\nsampler = { kind = \"ddpm\", respacing = \"5\", variance = \"learned_range\", clip_denoised = true }",
+            "sets.plain.sampler.variance: 'learned_range' needs a generator",
+        ),
+        (
+            "[diffusion.train]",
+            "[diffusion]\nmodel.learn_sigma = true\nschedule.rescale_betas_zero_snr = true\n[diffusion.train]",
+            "diffusion.model.learn_sigma: rescale_betas_zero_snr",
+        ),
         ("[arms.ce]", "[arms.g]", "arms.g: a classifier has this name too"),
         (
             "[arms.ce]",
@@ -281,6 +296,7 @@ fn stages_are_in_order_and_complete() {
         "prepare.test",
         "train.g",
         "features.g",
+        "statistics-pooled.g",
         "diffusion",
         "generate.plain.k0",
         "generate.plain.k1",
@@ -303,7 +319,7 @@ fn stages_are_in_order_and_complete() {
     assert_eq!(named(&stages, "generate.plain.k0").after, ["prepare.train", "diffusion"]);
     assert_eq!(
         named(&stages, "generate.hard.k0").after,
-        ["prepare.train", "diffusion", "train.g", "features.g"]
+        ["prepare.train", "diffusion", "train.g", "statistics-pooled.g"]
     );
     let arm = named(&stages, "train.plain.k1.s4");
     assert_eq!(arm.after, ["prepare.train", "generate.plain.k1"]);
@@ -344,10 +360,12 @@ fn identities_follow_what_decides_bits_and_nothing_else() {
     assert_eq!(touched(&more, &[]), ["evaluate", "metrics", "report"]);
     assert_eq!(touched(&RECIPE.replace("[3, 4]", "[3, 4, 5]"), &[]), ["evaluate", "report"]);
     assert_eq!(touched(RECIPE, &["arms.ce.steps=5"]), ["train.ce.s0", "evaluate", "report"]);
-    let guided = ["train.g", "features.g", "generate.hard.k0", "metrics", "report"];
+    let guided = ["train.g", "features.g", "statistics-pooled.g", "generate.hard.k0", "metrics", "report"];
     assert_eq!(touched(RECIPE, &["classifiers.g.steps=5"]), guided);
     assert_eq!(touched(RECIPE, &["run.seed=1"]).len(), identities(RECIPE, &[]).len());
     assert_eq!(touched(RECIPE, &["generate.cfg_scale=2"]), touched(RECIPE, &["generate.cfg_scale=2.0"]));
+    let own = "sets.hard.feedback.covariance=per_class";
+    assert_eq!(touched(RECIPE, &[own]), ["statistics-pooled.g", "generate.hard.k0", "metrics", "report"]);
     assert_eq!(
         touched(RECIPE, &["diffusion.train.ema={decay=0.9}"])[..2],
         ["diffusion", "generate.plain.k0"]

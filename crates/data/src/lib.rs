@@ -1,4 +1,4 @@
-//! Readers, decoding, augmentation, batches, loaders.
+//! Readers, decoding, augmentation, batches, loaders; what CLIP is fed.
 //!
 //! Pixels are unsigned bytes, rows of interleaved channels (HWC), until a batch is built; then they are normalized
 //! float planes (CHW). What a sample looks like after augmentation is a function of the image and a 64-bit key.
@@ -6,6 +6,7 @@
 pub mod augment;
 pub mod batch;
 pub mod cifar;
+pub mod clip;
 pub mod decode;
 pub mod files;
 mod gzip;

@@ -18,6 +18,33 @@ pub enum Criterion {
     Hardness,
 }
 
+/// Which covariance hardness measures deviations with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Covariance {
+    /// One of all classes together, of features centred by class: the only one that a handful of images can give.
+    #[default]
+    Pooled,
+    /// Each class its own.
+    PerClass,
+}
+
+/// Normal distributions that hardness models the classes by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HardnessConfig {
+    /// Whose covariance.
+    pub covariance: Covariance,
+    /// Added to the diagonal of the covariance before it is inverted.
+    pub shrinkage: f64,
+}
+
+impl Default for HardnessConfig {
+    /// A class with fewer images than features has a singular covariance, so some shrinkage is a must.
+    fn default() -> Self {
+        Self { covariance: Covariance::Pooled, shrinkage: 1e-2 }
+    }
+}
+
 /// The classifier that gives feedback; differentiable in its input, one sample never touching another.
 pub trait Guide {
     /// Logits [N, K].

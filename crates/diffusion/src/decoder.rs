@@ -1,6 +1,7 @@
 //! From what is diffused to the image that a classifier sees, and gradients back with little memory.
 
 use equipoise_models::autoencoder_kl::AutoencoderKL;
+use std::borrow::Borrow;
 use tch::{Kind, Tensor};
 
 /// A differentiable decoder whose work can be cut in parts; one sample never touches another.
@@ -16,21 +17,51 @@ pub trait Decoder {
     }
 }
 
-/// The decoder of a latent diffusion: undoes the scaling, then the autoencoder.
+/// The decoder of a latent diffusion: undoes the scaling, then the autoencoder, which it owns or borrows.
 #[derive(Debug)]
-pub struct LatentDecoder<'a>(pub &'a AutoencoderKL);
+pub struct LatentDecoder<V> {
+    vae: V,
+    grey: bool,
+}
 
-impl Decoder for LatentDecoder<'_> {
+impl<V: Borrow<AutoencoderKL>> LatentDecoder<V> {
+    /// Decodes to colour images.
+    pub fn new(vae: V) -> Self {
+        Self { vae, grey: false }
+    }
+
+    /// Decodes to one channel, for data sets of grey images.
+    #[must_use]
+    pub fn grey(self) -> Self {
+        Self { grey: true, ..self }
+    }
+
+    /// The autoencoder.
+    pub fn autoencoder(&self) -> &AutoencoderKL {
+        self.vae.borrow()
+    }
+}
+
+impl<V: Borrow<AutoencoderKL>> Decoder for LatentDecoder<V> {
     fn segments(&self) -> usize {
-        self.0.segments()
+        self.autoencoder().segments()
     }
 
     fn segment(&self, index: usize, x: &Tensor) -> Tensor {
-        match index {
-            0 => self.0.decode_segment(0, &(x / self.0.scaling_factor())),
-            index => self.0.decode_segment(index, x),
-        }
+        let vae = self.autoencoder();
+        let x = match index {
+            0 => vae.decode_segment(0, &(x / vae.scaling_factor())),
+            index => vae.decode_segment(index, x),
+        };
+        if self.grey && index + 1 == self.segments() { luma(&x) } else { x }
     }
+}
+
+/// ITU-R 601 luma of [N, 3, H, W], as PIL's conversion to grey: [N, 1, H, W].
+fn luma(image: &Tensor) -> Tensor {
+    let weights = Tensor::from_slice(&[0.299f64, 0.587, 0.114]).view([1, 3, 1, 1]);
+    let weights = weights.to_kind(image.kind()).to_device(image.device());
+    (image * weights).sum_dim_intlist([1i64].as_slice(), true, None::<Kind>)
 }
 
 /// How much memory decoding may take.
@@ -131,7 +162,7 @@ mod tests {
     #[test]
     fn checkpointing_gives_the_same_bits() {
         let (vae, x) = (vae(), latents());
-        let decoder = LatentDecoder(&vae);
+        let decoder = LatentDecoder::new(&vae);
         let objective = |image: &Tensor| {
             (image.square() * (image * 3.).sin()).mean_dim([1i64, 2, 3].as_slice(), false, None::<Kind>)
         };
@@ -145,10 +176,18 @@ mod tests {
     #[test]
     fn slicing_changes_round_off_only_and_the_scaling_is_undone() {
         let (vae, x) = (vae(), latents());
-        let whole = decode(&LatentDecoder(&vae), &x, DecodeMemory::default());
+        let whole = decode(&LatentDecoder::new(&vae), &x, DecodeMemory::default());
         let sliced =
-            decode(&LatentDecoder(&vae), &x, DecodeMemory { sliced: true, ..DecodeMemory::default() });
+            decode(&LatentDecoder::new(&vae), &x, DecodeMemory { sliced: true, ..DecodeMemory::default() });
         assert!(whole.allclose(&sliced, 1e-4, 1e-5, false));
         assert!(whole.allclose(&tch::no_grad(|| vae.decode(&(&x * 2.))), 1e-4, 1e-5, false));
+        let grey = decode(&LatentDecoder::new(&vae).grey(), &x, DecodeMemory::default());
+        let channel = |i: i64| whole.narrow(1, i, 1);
+        assert!(grey.allclose(
+            &(channel(0) * 0.299 + channel(1) * 0.587 + channel(2) * 0.114),
+            1e-4,
+            1e-5,
+            false
+        ));
     }
 }

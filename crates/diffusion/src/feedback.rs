@@ -2,7 +2,7 @@
 //!
 //! Samples of a batch never influence each other: criteria are summed, and norms are taken per sample.
 
-use crate::criterion::{Criterion, Guide, Targets};
+use crate::criterion::{Covariance, Criterion, Guide, HardnessConfig, Targets};
 use crate::decoder::{Decoder, gradient, value_and_gradient};
 use crate::guidance::Denoiser;
 use crate::prediction::{Estimate, Prediction, roots};
@@ -77,6 +77,12 @@ pub struct FeedbackConfig {
     pub update: Update,
     /// Applied only at time steps below this share of T; 1 is everywhere.
     pub max_t: f64,
+    /// Covariance that hardness measures with, "pooled" if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub covariance: Option<Covariance>,
+    /// Added to the diagonal of that covariance, 0.01 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shrinkage: Option<f64>,
     /// How the guide looks at a step.
     #[serde(default)]
     pub look: LookConfig,
@@ -87,11 +93,32 @@ impl FeedbackConfig {
     /// 78 naming the key.
     pub fn check(&self) -> Result<()> {
         let Self { omega, every, offset, max_t, .. } = *self;
+        let of_hardness = self.covariance.is_some() || self.shrinkage.is_some();
+        ensure!(
+            self.criterion == Criterion::Hardness || !of_hardness,
+            Config,
+            "covariance and shrinkage are of the criterion 'hardness'"
+        );
+        let shrinkage = self.hardness().shrinkage;
+        ensure!(
+            shrinkage > 0. && shrinkage.is_finite(),
+            Config,
+            "shrinkage = {shrinkage}: want a number above 0"
+        );
         ensure!(omega.is_finite() && omega >= 0., Config, "omega = {omega}: want a number from 0 up");
         ensure!(every >= 1, Config, "every = 0: want at least 1");
         ensure!(offset < every, Config, "offset = {offset}: want less than every = {every}");
         ensure!(max_t > 0. && max_t <= 1., Config, "max_t = {max_t}: want a share of T, above 0 and up to 1");
         Ok(())
+    }
+
+    /// What hardness models the classes by.
+    pub fn hardness(&self) -> HardnessConfig {
+        let default = HardnessConfig::default();
+        HardnessConfig {
+            covariance: self.covariance.unwrap_or(default.covariance),
+            shrinkage: self.shrinkage.unwrap_or(default.shrinkage),
+        }
     }
 }
 
@@ -265,6 +292,8 @@ impl Output {
 
 /// Reads the output [N, C or 2C, H, W] of a network at `x` [N, C, H, W].
 pub(crate) fn read(output: &Tensor, prediction: Prediction, x: &Tensor, abar: f64) -> Output {
+    // Under autocast the network answers in its short format; the solver's arithmetic needs the full one.
+    let output = output.to_kind(x.kind());
     let channels = x.size()[1];
     let extra = output.size()[1] - channels;
     let variance = (extra > 0).then(|| output.narrow(1, channels, extra));
@@ -299,6 +328,8 @@ mod tests {
             path: GradientPath::Through,
             update: Update::Epsilon,
             max_t: 0.8,
+            covariance: None,
+            shrinkage: None,
             look: LookConfig::default(),
         };
         let targets = || Targets { labels: Tensor::from_slice(&[0i64]), statistics: None };
@@ -311,6 +342,7 @@ mod tests {
             FeedbackConfig { omega: f64::NAN, ..config.clone() },
             FeedbackConfig { max_t: 0., ..config.clone() },
             FeedbackConfig { criterion: Criterion::Hardness, ..config.clone() },
+            FeedbackConfig { shrinkage: Some(0.1), ..config.clone() },
         ] {
             assert!(Feedback::new(&broken, &Nothing, targets(), 1000).is_err(), "{broken:?}");
         }

@@ -91,6 +91,11 @@ impl ImageNoising {
         self.mean.size()[1]
     }
 
+    /// Kind of the embeddings that it takes.
+    pub fn kind(&self) -> Kind {
+        self.mean.kind()
+    }
+
     /// # Errors
     /// 78 naming the key unless there is such a noise level.
     pub fn check_level(&self, level: i64) -> Result<()> {

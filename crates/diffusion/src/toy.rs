@@ -236,7 +236,7 @@ fn train_generator(seed: u64, real: &Cloud, steps: u64) -> Result<Mlp> {
     let mut optimizer =
         OptimizerConfig::AdamW(AdamWConfig { lr, weight_decay: 0., ..Default::default() }).build(&flat)?;
     let config =
-        DiffusionTrainConfig { prediction: Prediction::Epsilon, learned_sigma: false, class_dropout: 0. };
+        DiffusionTrainConfig { prediction: Prediction::Epsilon, learn_sigma: false, class_dropout: 0. };
     let loss = DiffusionLoss::new(&schedule_config(), &config, MODES.len() as i64)?;
     for step in 0..steps {
         let mut draw = Key::new(seed, "toy/train").step(step).stream();
@@ -318,6 +318,8 @@ fn sample(
             path,
             update: Update::Epsilon,
             max_t: 0.8,
+            covariance: None,
+            shrinkage: None,
             look: LookConfig::default(),
         };
         let targets = Targets { labels: labels.shallow_clone(), statistics: None };

@@ -18,7 +18,7 @@ pub struct DiffusionTrainConfig {
     /// Quantity that the output stands for.
     pub prediction: Prediction,
     /// Whether it also learns the reverse variance, in as many more channels (Nichol and Dhariwal 2021).
-    pub learned_sigma: bool,
+    pub learn_sigma: bool,
     /// Probability that a label is replaced by the null label, for classifier-free guidance.
     pub class_dropout: f64,
 }
@@ -26,12 +26,7 @@ pub struct DiffusionTrainConfig {
 impl DiffusionTrainConfig {
     /// Output channels of a generator of images with `channels`.
     pub fn out_channels(&self, channels: i64) -> i64 {
-        if self.learned_sigma { 2 * channels } else { channels }
-    }
-
-    /// Rows of the label embedding for `classes`: one more if labels are dropped, the last being the null label.
-    pub fn label_rows(&self, classes: i64) -> i64 {
-        if self.class_dropout > 0. { classes + 1 } else { classes }
+        if self.learn_sigma { 2 * channels } else { channels }
     }
 }
 
@@ -77,9 +72,9 @@ impl DiffusionLoss {
             "class_dropout = {dropout}: want 0 up to, not including, 1"
         );
         ensure!(
-            !(schedule.rescale_betas_zero_snr && config.learned_sigma),
+            !(schedule.rescale_betas_zero_snr && config.learn_sigma),
             Config,
-            "rescale_betas_zero_snr has no finite variance to learn at the last time step: set learned_sigma = false"
+            "rescale_betas_zero_snr has no finite variance to learn at the last time step: set learn_sigma = false"
         );
         let schedule = Schedule::double(schedule)?;
         let root = |value: f64| value.max(0.).sqrt();
@@ -110,19 +105,20 @@ impl DiffusionLoss {
             Some(dropped) => labels.masked_fill(dropped, self.null_label),
             None => labels.shallow_clone(),
         });
-        let output = network.forward(&x, &t.to_kind(Kind::Float), labels.as_ref());
+        // Under autocast the network answers in its short format; the bound needs the full one.
+        let output = network.forward(&x, &t.to_kind(Kind::Float), labels.as_ref()).to_kind(images.kind());
         let channels = images.size()[1];
         let (have, want) = (output.size()[1], self.config.out_channels(channels));
         ensure!(
             have == want,
             Config,
-            "learned_sigma = {}: the generator should have {want} output channels and has {have}",
-            self.config.learned_sigma
+            "learn_sigma = {}: the generator should have {want} output channels and has {have}",
+            self.config.learn_sigma
         );
         let prediction = output.narrow(1, 0, channels);
         let target = self.config.prediction.target(images, noise, &signal, &scale);
         let mse = (&prediction - target).square().mean(None::<Kind>);
-        if !self.config.learned_sigma {
+        if !self.config.learn_sigma {
             return Ok(mse);
         }
         let x0 = self.config.prediction.x0(&prediction.detach(), &x, &signal, &scale);
@@ -193,8 +189,8 @@ mod tests {
         }
     }
 
-    fn config(prediction: Prediction, learned_sigma: bool) -> DiffusionTrainConfig {
-        DiffusionTrainConfig { prediction, learned_sigma, class_dropout: 0.1 }
+    fn config(prediction: Prediction, learn_sigma: bool) -> DiffusionTrainConfig {
+        DiffusionTrainConfig { prediction, learn_sigma, class_dropout: 0.1 }
     }
 
     fn images() -> (Tensor, Tensor) {
@@ -252,6 +248,6 @@ mod tests {
         let batch = Batch { images: &images, labels: None, dropped: None, t: &t, noise: &noise };
         let loss = DiffusionLoss::new(&schedule(), &config(Prediction::Epsilon, true), 5).unwrap();
         let network = Fixed(images.shallow_clone(), Default::default());
-        assert!(loss.loss(&network, &batch).unwrap_err().message().contains("learned_sigma"));
+        assert!(loss.loss(&network, &batch).unwrap_err().message().contains("learn_sigma"));
     }
 }

@@ -140,6 +140,8 @@ fn config(look: LookConfig) -> FeedbackConfig {
         path: GradientPath::Through,
         update: Update::NormMatched,
         max_t: 1.,
+        covariance: None,
+        shrinkage: None,
         look,
     }
 }
@@ -157,7 +159,7 @@ fn sample(
     let sampler = Sampler::new(&schedule(), Prediction::VPrediction, sampler).unwrap();
     let view = view(config.map_or(ViewRange::Clamp, |config| config.look.range));
     let guide = Viewed::new(&world.classifier, &view);
-    let decoder = LatentDecoder(&world.vae);
+    let decoder = LatentDecoder::new(&world.vae);
     let feedback =
         config.map(|config| Feedback::new(config, &guide, targets(BATCH), 1000).unwrap().through(&decoder));
     let denoiser = TextConditional::new(&world.unet, condition(), &negative(), 3.).unwrap();
@@ -197,7 +199,7 @@ fn the_published_rule_is_reproduced() {
     let denoiser = TextConditional::new(&world.unet, one, &negative(), 3.).unwrap();
     let view = view(ViewRange::MinMax);
     let guide = Viewed::new(&world.classifier, &view);
-    let decoder = LatentDecoder(&world.vae);
+    let decoder = LatentDecoder::new(&world.vae);
     let feedback = Feedback::new(&config(release()), &guide, targets(1), 1000).unwrap().through(&decoder);
     let guided = feedback.guide(&denoiser, Prediction::VPrediction, &x, t, abar);
     let want = published(&world, &x, t, abar, 0.1);
@@ -247,7 +249,7 @@ fn feedback_raises_the_entropy_of_decoded_images() {
         let entropy = |omega: f64| {
             let config = FeedbackConfig { omega, every: 1, ..config(LookConfig::default()) };
             let sampled = sample(&world, &sampler, Some(&config), None);
-            let images = decode(&LatentDecoder(&world.vae), &sampled.images, DecodeMemory::default());
+            let images = decode(&LatentDecoder::new(&world.vae), &sampled.images, DecodeMemory::default());
             let entropy = Criterion::Entropy.evaluate(&guide, &images, &targets(BATCH));
             entropy.mean(None::<Kind>).double_value(&[])
         };
@@ -263,5 +265,5 @@ fn conditions_must_suit_the_network() {
     let error = TextConditional::new(&world.unet, text, &negative(), 3.).unwrap_err();
     assert_eq!(error.code(), ExitCode::Config);
     assert!(error.message().contains("image embedding"));
-    assert_eq!(LatentDecoder(&world.vae).segments(), 4);
+    assert_eq!(LatentDecoder::new(&world.vae).segments(), 4);
 }

@@ -68,6 +68,7 @@ fn world(out_channels: i64) -> World {
         conv_resample: true,
         use_new_attention_order: true,
         patch: 2,
+        learn_sigma: false,
     };
     let shape = AdmShape { image_size: SIZE, in_channels: 1, out_channels, labels: Some(CLASSES + 1) };
     let unet = AdmUNet::new(&params.root().sub("unet"), &config, &shape).unwrap();
@@ -131,6 +132,8 @@ fn feedback(criterion: Criterion, omega: f64, path: GradientPath, update: Update
         path,
         update,
         max_t: 1.,
+        covariance: None,
+        shrinkage: None,
         look: LookConfig::default(),
     }
 }

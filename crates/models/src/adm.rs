@@ -37,6 +37,7 @@ mod tests {
             conv_resample: false,
             use_new_attention_order: true,
             patch: 2,
+            learn_sigma: false,
         }
     }
 

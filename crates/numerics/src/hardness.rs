@@ -21,22 +21,35 @@ impl Hardness {
     /// # Errors
     /// 78 when `eps` is negative; 71 when a covariance stays singular.
     pub fn new(stats: &ClassMoments, eps: f64) -> Result<Self> {
+        let covariances: Vec<Tensor> = (0..stats.slots()).map(|slot| stats.covariance(slot)).collect();
+        ensure!(!covariances.is_empty(), BadData, "hardness: there are no classes");
+        Self::of_covariances(stats.mean(), &Tensor::stack(&covariances, 0), eps)
+    }
+
+    /// From means [C, d] and covariances [C, d, d], or [1, d, d] when pooled, all in float64.
+    ///
+    /// # Errors
+    /// As [`Hardness::new`]; 65 when the shapes do not fit.
+    pub fn of_covariances(mean: &Tensor, covariances: &Tensor, eps: f64) -> Result<Self> {
+        let (rows, matrices) = (mean.size(), covariances.size());
+        let fits = matches!((&rows[..], &matrices[..]), ([c, d], [k, a, b])
+            if d == a && a == b && *c > 0 && (k == c || *k == 1));
+        ensure!(fits, BadData, "hardness: means of shape {rows:?} with covariances of shape {matrices:?}");
         ensure!(
             eps >= 0. && eps.is_finite(),
             Config,
             "hardness: the shrinkage eps is {eps}, it must not be negative"
         );
-        let ridge = Tensor::eye(stats.dim(), (Kind::Double, stats.mean().device())) * eps;
+        let ridge = Tensor::eye(rows[1], (Kind::Double, mean.device())) * eps;
         let (mut precision, mut logdet) = (Vec::new(), Vec::new());
-        for slot in 0..stats.slots() {
-            let shrunk = stats.covariance(slot) + &ridge;
+        for slot in 0..matrices[0] {
+            let shrunk = covariances.get(slot) + &ridge;
             let (inverse, log) = linalg::inverse_logdet(&shrunk, &format!("covariance {slot}"))?;
             precision.push(inverse);
             logdet.push(log);
         }
-        let logdet = Tensor::from_slice(&logdet).to_device(stats.mean().device());
-        ensure!(!precision.is_empty(), BadData, "hardness: there are no classes");
-        Ok(Self { mean: stats.mean().copy(), precision: Tensor::stack(&precision, 0), logdet })
+        let logdet = Tensor::from_slice(&logdet).to_device(mean.device());
+        Ok(Self { mean: mean.copy(), precision: Tensor::stack(&precision, 0), logdet })
     }
 
     /// The same on another device in another precision, as guidance of a network needs it.

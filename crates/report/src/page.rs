@@ -177,8 +177,9 @@ fn dots(summary: &[ArmSummary], context: &Context) -> Result<Vec<(&'static str, 
 }
 
 fn set_row(set: &SetResult) -> SetRow {
+    let codec = if set.codec == "raw" { String::new() } else { format!(", {}", set.codec) };
     SetRow {
-        name: format!("{}, set {}", set.set, set.seed),
+        name: format!("{}, set {}{codec}", set.set, set.seed),
         cells: vec![
             set.images.to_string(),
             format!("{} / {}", set.retried, set.failed),

@@ -87,6 +87,9 @@ pub struct SetResult {
     pub agreement: f64,
     /// The same by class; null for classes without synthetic images.
     pub agreement_by_class: Vec<Option<f64>>,
+    /// How its images are stored: a lossy codec is part of what is measured.
+    #[serde(default = "raw")]
+    pub codec: String,
     /// Fréchet distance to test images in the same class proportions.
     pub fid: f64,
     /// PRDC density, k = 5.
@@ -101,6 +104,10 @@ pub struct SetResult {
     pub div_svd: f64,
     /// How far guidance raised its criterion over the unguided set of the same noise; null for an unguided set.
     pub criterion_gain: Option<CriterionGain>,
+}
+
+fn raw() -> String {
+    "raw".into()
 }
 
 /// Paired difference of the criterion on final images: guided minus unguided, same noise, class and index.

@@ -82,6 +82,7 @@ fn full_run(run: &Path) {
         high: 0.031,
     };
     let set = SetResult {
+        codec: "jpeg:90".into(),
         set: "feedback".into(),
         seed: 0,
         images: 1788,

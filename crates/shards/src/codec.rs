@@ -63,6 +63,10 @@ pub enum Codec {
     Source,
 }
 
+/// Version of the bits that the encoders make of equal images; part of the identity of what they have written. The test
+/// `encoders_write_the_bits_of_their_version` tells when it has to rise.
+pub const ENCODER_VERSION: u32 = 1;
+
 impl fmt::Display for Codec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -169,6 +173,7 @@ pub fn decode(bytes: &[u8]) -> Result<Image> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use equipoise_base::hash::xxh3;
 
     fn gradient(height: usize, width: usize, channels: usize) -> Image {
         let pixels = (0..height * width * channels).map(|i| (i / channels * 3 % 256) as u8).collect();
@@ -185,6 +190,23 @@ mod tests {
             assert_eq!(decoded.shape(), smooth.shape());
             assert!(decoded.pixels.iter().all(|&sample| sample.abs_diff(130) <= 2));
         }
+    }
+
+    /// If this fails after an update of a library, raise [`ENCODER_VERSION`] and put in what it printed.
+    #[test]
+    fn encoders_write_the_bits_of_their_version() {
+        let noise = |channels| {
+            let pixels = equipoise_base::rng::Key::new(1, "codec").stream();
+            let pixels = (0..31 * 17 * channels).scan(pixels, |stream, _| Some(stream.below(256) as u8));
+            Image::new(31, 17, channels, pixels.collect()).unwrap()
+        };
+        let mut bits = Vec::new();
+        for codec in [Codec::Png, Codec::Jpeg(60), Codec::Jpeg(95)] {
+            for image in [gradient(31, 17, 1), gradient(31, 17, 3), noise(1), noise(3)] {
+                bits.extend_from_slice(&xxh3(&codec.encode(&image).unwrap()).to_le_bytes());
+            }
+        }
+        assert_eq!((ENCODER_VERSION, format!("{:016x}", xxh3(&bits)).as_str()), (1, "2049e31e1ff59446"));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use crate::codec::{self, Codec, Image};
 use crate::h5::{Reader, Writer};
 use equipoise_base::hash::xxh3;
-use equipoise_base::{Result, ensure};
+use equipoise_base::{Result, bail, ensure};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// A sequence of images as stored.
@@ -54,9 +55,22 @@ impl Images {
         self.len() == 0
     }
 
-    /// All stored bytes, image after image. For raw samples this is the tensor [n, height, width, channels].
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// The samples of all images, decoded: [n, height, width, channels].
+    ///
+    /// # Errors
+    /// Images of different sizes, or encoded bytes that cannot be decoded.
+    pub fn samples(&self) -> Result<Cow<'_, [u8]>> {
+        let Some(shape) = self.shape else {
+            bail!(BadData, "images of different sizes cannot become one tensor");
+        };
+        if self.codec.is_raw() {
+            return Ok(Cow::Borrowed(&self.bytes));
+        }
+        let mut samples = Vec::with_capacity(self.len() * shape.iter().product::<usize>());
+        for i in 0..self.len() {
+            samples.extend_from_slice(&self.decode(i)?.pixels);
+        }
+        Ok(Cow::Owned(samples))
     }
 
     /// Stored bytes of image `i`.
@@ -209,5 +223,28 @@ impl Layout {
         let total = reader.shape::<u8>("encoded")?[0] as u64;
         let ends = (reader.rows::<u64>("offsets", 0..1)?, reader.rows::<u64>("offsets", n..n + 1)?);
         reader.ensure(ends == (vec![0], vec![total]), "column \"offsets\" does not span \"encoded\"")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_the_same_from_every_lossless_codec() {
+        let images: Vec<Image> = (0..3u8)
+            .map(|i| Image::new(2, 3, 1, (0..6).map(|j| i * 40 + j * 7).collect()).unwrap())
+            .collect();
+        let stored = |codec: Codec| {
+            let mut all = Images::new(codec, Some([2, 3, 1])).unwrap();
+            images.iter().for_each(|image| all.push_stored(&codec.encode(image).unwrap()).unwrap());
+            all
+        };
+        let raw: Vec<u8> = images.iter().flat_map(|image| image.pixels.clone()).collect();
+        for codec in [Codec::Raw, Codec::Png] {
+            assert_eq!(stored(codec).samples().unwrap(), raw, "{codec}");
+        }
+        assert_eq!(stored(Codec::Jpeg(90)).samples().unwrap().len(), raw.len());
+        assert!(Images::new(Codec::Png, None).unwrap().samples().is_err());
     }
 }

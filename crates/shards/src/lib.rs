@@ -19,7 +19,7 @@ mod packed;
 mod statistics;
 mod verify;
 
-pub use codec::{Codec, Image};
+pub use codec::{Codec, ENCODER_VERSION, Image};
 pub use features::{FeatureMeta, Features, Matrix};
 pub use flags::Flags;
 pub use guard::{FORMAT_VERSION, GUARD_LEN, Guard, NEEDS, READER_VERSION, read_guard};

@@ -1,28 +1,22 @@
-//! `equipoise-features`: features of a split, and the class statistics that hardness needs.
+//! `equipoise-features`: features of a split.
 //!
 //! Images go through the network in fixed-shape batches, so a row does not depend on who computed it.
 
 use crate::inputs::{self, Images};
 use crate::nets::Frozen;
 use crate::step::Step;
-use equipoise_base::{Error, Result, ensure};
+use equipoise_base::{Result, ensure};
 use equipoise_data::{AugmentConfig, BatchBuilder};
-use equipoise_diffusion::criterion::ClassStatistics;
 use equipoise_nn::layers::Mode;
 use equipoise_nn::weights::raw_bytes;
 use equipoise_nn::{MemoryFormat, runtime};
-use equipoise_numerics::hardness::Hardness;
-use equipoise_numerics::stats::{ClassMoments, Spread as Pooling};
-use equipoise_shards::{FeatureMeta, Features, Matrix, Spread, Statistics, StatisticsMeta, tool_version};
+use equipoise_shards::{FeatureMeta, Features, Matrix, tool_version};
 use equipoise_workplan::Sample;
 use serde::Deserialize;
-use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
 /// Images that go through an extractor at once.
 const BATCH: usize = 64;
-/// Added to the diagonal of covariances: classes with few images have singular ones (oracle kind `stats`).
-const SHRINKAGE: f64 = 1e-2;
 
 #[derive(Clone, Debug, Deserialize)]
 struct FeaturesParams {
@@ -30,7 +24,7 @@ struct FeaturesParams {
     split: String,
 }
 
-/// Stores features and pooled class statistics of the guide over its training split.
+/// Stores features of the guide over its training split.
 ///
 /// # Errors
 /// 65 when an input is damaged.
@@ -43,90 +37,7 @@ pub fn run(step: &Step) -> Result<()> {
     if !step.is_root() {
         return Ok(());
     }
-    commit(step, &params.classifier, &params.split, &extractor, &images, &outputs.features)?;
-    let labels = labels_of(&images);
-    let classes = step.classes()?.len();
-    let dim = extractor.classifier.feature_dim();
-    // One covariance for all classes: with a handful of images a class's own has rank 4 (facts of seed 002).
-    let mut moments = ClassMoments::new(classes, dim, Pooling::Pooled, Device::Cpu);
-    moments.update(&outputs.features.to_kind(Kind::Double), &labels)?;
-    let hardness = Hardness::new(&moments, SHRINKAGE)?;
-    let table = Statistics {
-        meta: StatisticsMeta {
-            identity: step.identity().to_string(),
-            source: params.classifier.clone(),
-            split: params.split.clone(),
-            eps: SHRINKAGE,
-            tool_version: tool_version(),
-        },
-        dim: dim as usize,
-        class: (0..classes as i64).collect(),
-        count: moments.count().to_vec(),
-        mean: values(hardness.mean()),
-        spread: Spread::Precision {
-            inverse: values(hardness.precision()),
-            logdet: values(hardness.logdet()),
-        },
-    };
-    step.commit(&step.dir().join("statistics.h5"), &table.write()?)
-}
-
-/// Normal distributions of a guide's features, by class.
-pub struct ClassTable {
-    statistics: Statistics,
-}
-
-impl ClassTable {
-    /// What the `features` stage of a guide stored.
-    ///
-    /// # Errors
-    /// 65 when the file is damaged.
-    pub fn read(step: &Step, guide: &str) -> Result<Self> {
-        let path: PathBuf = step.stage_path(&format!("features.{guide}")).join("statistics.h5");
-        Ok(Self { statistics: Statistics::read(&path)? })
-    }
-
-    /// One entry per class; a pooled covariance is shared by all.
-    ///
-    /// # Errors
-    /// 65 when the file holds covariances that were not inverted.
-    pub fn tensors(&self) -> Result<Vec<ClassStatistics>> {
-        let (dim, device) = (self.statistics.dim as i64, runtime::device());
-        let Spread::Precision { inverse: cov_inv, logdet } = &self.statistics.spread else {
-            return Err(Error::data("class statistics: the covariances are not inverted"));
-        };
-        let tensor = |values: &[f64]| Tensor::from_slice(values).to_kind(Kind::Float).to_device(device);
-        let size = (dim * dim) as usize;
-        let slots = cov_inv.len() / size.max(1);
-        ensure!(slots > 0 && logdet.len() == slots, BadData, "class statistics: {slots} covariances");
-        let entry = |class: usize| {
-            let slot = class.min(slots - 1);
-            ClassStatistics {
-                mu: tensor(&self.statistics.mean[class * dim as usize..][..dim as usize]).view([1, dim]),
-                cov_inv: tensor(&cov_inv[slot * size..][..size]).view([1, dim, dim]),
-                logdet: tensor(&logdet[slot..=slot]),
-            }
-        };
-        Ok((0..self.statistics.class.len()).map(entry).collect())
-    }
-}
-
-impl ClassTable {
-    /// Hardness of `features` [n, d] for their classes (seed 002 Eq. 5), [n].
-    ///
-    /// # Errors
-    /// As [`ClassTable::tensors`].
-    pub fn hardness(&self, features: &Tensor, labels: &[u32]) -> Result<Tensor> {
-        let classes = self.tensors()?;
-        let constant = self.statistics.dim as f64 * std::f64::consts::TAU.ln();
-        let of_row = |(row, &label): (usize, &u32)| {
-            let class = &classes[label as usize];
-            let deviation = features.get(row as i64).unsqueeze(0) - &class.mu;
-            let distance = deviation.matmul(&class.cov_inv.squeeze_dim(0)).matmul(&deviation.transpose(0, 1));
-            (distance.view([1]) + &class.logdet + constant) * 0.5
-        };
-        Ok(Tensor::cat(&labels.iter().enumerate().map(of_row).collect::<Vec<_>>(), 0))
-    }
+    commit(step, &params.classifier, &params.split, &extractor, &images, &outputs.features)
 }
 
 /// What a classifier says about images, in their order.
@@ -243,7 +154,8 @@ fn floats(tensor: &Tensor) -> Vec<f32> {
     values
 }
 
-fn values(tensor: &Tensor) -> Vec<f64> {
+/// Values of a tensor in float64, row by row.
+pub fn values(tensor: &Tensor) -> Vec<f64> {
     let flat = tensor.to_kind(Kind::Double).to_device(Device::Cpu).contiguous().view([-1]);
     let mut values = vec![0f64; flat.numel()];
     let count = values.len();

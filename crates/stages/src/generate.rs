@@ -4,8 +4,11 @@
 //! shard are left as `.parts/<shard>`; whoever claims the shard next continues them.
 
 use crate::inputs;
-use crate::nets::{Frozen, Generator, GeneratorConfig};
+use crate::latent::LatentSource;
+use crate::nets::{DataShape, Frozen, Generator, GeneratorConfig};
 use crate::pretrain::precision;
+use crate::source::{PixelSource, Source};
+use crate::statistics::ClassTable;
 use crate::step::Step;
 use crate::synthesis::{FeedbackOf, Made, Synthesizer};
 use crate::training::Ended;
@@ -18,9 +21,11 @@ use equipoise_diffusion::criterion::Criterion;
 use equipoise_diffusion::feedback::FeedbackConfig;
 use equipoise_diffusion::view::View;
 use equipoise_rundir::read_json;
-use equipoise_shards::{Codec, Depth, Expect, ImageShard, Row, ShardMeta, tool_version, verify};
+use equipoise_shards::{
+    Codec, Depth, ENCODER_VERSION, Expect, Image, ImageShard, Row, ShardMeta, tool_version, verify,
+};
 use equipoise_telemetry::Progress;
-use equipoise_workplan::{Layout, LayoutConfig, PlanConfig, Shard};
+use equipoise_workplan::{CodecConfig, Layout, LayoutConfig, PlanConfig, Shard};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -37,6 +42,8 @@ pub struct GenerateParams {
     pub batches_per_shard: u64,
     /// How many images of each class.
     pub plan: method::Plan,
+    /// How images are stored.
+    pub codec: method::Codec,
     /// Sampler.
     pub sampler: method::Sampler,
     /// Scale of classifier-free guidance.
@@ -45,6 +52,8 @@ pub struct GenerateParams {
     pub precision: recipe::Precision,
     /// Feedback.
     pub feedback: Option<method::Feedback>,
+    /// What a latent generator is told about each image.
+    pub condition: Option<method::Condition>,
     /// The generator.
     pub diffusion: GeneratorConfig,
 }
@@ -104,7 +113,7 @@ pub fn run(step: &Step) -> Result<Ended> {
     let synthesizer = factory.synthesizer(&params)?;
     let missing = set.missing()?;
     step.require_space(
-        missing.iter().map(|&id| set.images(id)).sum::<u64>() * set.image_bytes(),
+        missing.iter().map(|&id| set.images(id)).sum::<u64>() * set.image_bytes,
         missing.len() as u64,
     )?;
     let done: u64 = set.layout.images() - missing.iter().map(|&id| set.images(id)).sum::<u64>();
@@ -152,29 +161,45 @@ pub(crate) fn open(step: &Step) -> Result<(GenerateParams, Factory, Set<'_>)> {
     Ok((params, factory, set))
 }
 
-/// Adds an image, or the fact that none could be made, to its shard.
+/// Encodes an image and adds it, or the fact that none could be made, to its shard.
 ///
 /// # Errors
 /// 65 if it does not follow what the shard holds.
 pub(crate) fn append(file: &mut ImageShard, made: &Made) -> Result<()> {
     match &made.pixels {
         Some(pixels) => {
-            let row =
-                Row { index: made.index, group: -1, seed: made.seed, condition: None, flags: made.flags };
-            file.push(row, pixels, &made.criterion)
+            let row = Row {
+                index: made.index,
+                group: -1,
+                seed: made.seed,
+                condition: made.condition,
+                flags: made.flags,
+            };
+            let ShardMeta { codec, shape: [height, width, channels], .. } = *file.meta();
+            let image = Image::new(height, width, channels, pixels.clone())?;
+            file.push(row, &codec.encode(&image)?, &made.criterion)
         }
         None => file.push_failed(made.index),
     }
 }
 
+/// The codec that a recipe names.
+///
+/// # Errors
+/// 78 when the quality is out of range.
+pub(crate) fn codec(named: &method::Codec) -> Result<Codec> {
+    let config: CodecConfig = named.parse()?;
+    config.to_string().parse().map_err(|error: Error| Error::config(error.message()))
+}
+
 /// The networks of a set, loaded.
 pub struct Factory {
-    generator: Generator,
+    source: Box<dyn Source>,
     guide: Option<Frozen>,
     view: Option<View>,
     shape: [i64; 3],
     seed: u64,
-    statistics: Option<crate::features::ClassTable>,
+    statistics: Option<ClassTable>,
 }
 
 impl Factory {
@@ -184,17 +209,14 @@ impl Factory {
     /// 65 naming the tensor or file that does not fit.
     pub fn new(step: &Step, params: &GenerateParams, seed: u64) -> Result<Self> {
         let shape = step.data_shape()?;
-        let weights = match &params.diffusion.weights {
-            Some(file) => file.clone(),
-            None => step.stage_path("diffusion").join("model.safetensors"),
-        };
-        let generator = Generator::load(&params.diffusion, &weights, &shape)?;
+        let source = source(step, params, &shape)?;
         let (guide, statistics, view) = match (&params.feedback, &params.guide) {
             (Some(feedback), Some(name)) => {
                 let config: FeedbackConfig = feedback.parse()?;
-                let hardness = config.criterion == Criterion::Hardness;
-                let statistics =
-                    if hardness { Some(crate::features::ClassTable::read(step, name)?) } else { None };
+                let statistics = match config.criterion {
+                    Criterion::Hardness => Some(ClassTable::read(step, name, config.hardness())?),
+                    Criterion::Loss | Criterion::Entropy => None,
+                };
                 let view = step.view_of(name)?.with_range(config.look.range);
                 (Some(step.helper(name)?), statistics, Some(view))
             }
@@ -202,7 +224,7 @@ impl Factory {
         };
         let seed = Key::new(step.recipe().run.seed, "set").index(seed).hash();
         let [height, width] = shape.size;
-        Ok(Self { generator, guide, view, shape: [shape.channels, height, width], seed, statistics })
+        Ok(Self { source, guide, view, shape: [shape.channels, height, width], seed, statistics })
     }
 
     /// Ready to make batches.
@@ -215,12 +237,12 @@ impl Factory {
                 config: feedback.parse()?,
                 guide,
                 view,
-                statistics: self.statistics.as_ref().map(crate::features::ClassTable::tensors).transpose()?,
+                statistics: self.statistics.as_ref(),
             }),
             _ => None,
         };
         Ok(Synthesizer {
-            generator: &self.generator,
+            source: &*self.source,
             sampler: params.sampler.parse()?,
             cfg_scale: params.cfg_scale,
             precision: precision(params.precision),
@@ -235,9 +257,26 @@ impl Factory {
     fn identity(&self, step: &Step, params: &GenerateParams) -> Result<Identity> {
         let guide = self.guide.as_ref().map_or("none", |guide| guide.hash.as_str());
         let facts = equipoise_nn::runtime::fingerprint()?;
-        let generator = &self.generator.hash;
-        Ok(Identity::of(&format!("{} {facts} {generator} {guide} {}", step.identity(), params.batch)))
+        let generator = self.source.hash();
+        let codec = codec(&params.codec)?;
+        let encoder = if codec.is_raw() { String::new() } else { format!(" encoder={ENCODER_VERSION}") };
+        let facts = format!("{facts} {generator} {guide} {}{encoder}", params.batch);
+        Ok(Identity::of(&format!("{} {facts}", step.identity())))
     }
+}
+
+/// The generator of a recipe: a folder of a latent diffusion, or a network over pixels.
+fn source(step: &Step, params: &GenerateParams, shape: &DataShape) -> Result<Box<dyn Source>> {
+    if let (Some(folder), Some(condition)) = (&params.diffusion.folder, &params.condition) {
+        return Ok(Box::new(LatentSource::open(step, folder, condition, &params.split, shape)?));
+    }
+    let weights = match &params.diffusion.weights {
+        Some(file) => file.clone(),
+        None => step.stage_path("diffusion").join("model.safetensors"),
+    };
+    let generator = Generator::load(&params.diffusion, &weights, shape)?;
+    let [height, width] = shape.size;
+    Ok(Box::new(PixelSource { generator, shape: [shape.channels, height, width] }))
 }
 
 /// A set being made.
@@ -253,6 +292,8 @@ pub(crate) struct Set<'a> {
     pub(crate) classes: Vec<String>,
     criterion: String,
     shape: [usize; 3],
+    codec: Codec,
+    image_bytes: u64,
     /// Images in shards that this rank has made.
     own: std::cell::Cell<u64>,
 }
@@ -270,7 +311,10 @@ impl<'a> Set<'a> {
         };
         let shape = [shape.size[0] as usize, shape.size[1] as usize, shape.channels as usize];
         let folder = step.set_path(&named.set, named.seed);
-        Ok(Self { step, layout, folder, identity, classes, criterion, shape, own: Default::default() })
+        let image_bytes =
+            params.codec.parse::<CodecConfig>()?.image_bytes(shape.iter().product::<usize>() as u64);
+        let (codec, own) = (codec(&params.codec)?, Default::default());
+        Ok(Self { step, layout, folder, identity, classes, criterion, shape, codec, image_bytes, own })
     }
 
     /// A shard by its position in the layout.
@@ -280,10 +324,6 @@ impl<'a> Set<'a> {
 
     fn images(&self, id: u64) -> u64 {
         self.layout.shard(id).map_or(0, |shard| shard.images.end - shard.images.start)
-    }
-
-    fn image_bytes(&self) -> u64 {
-        self.shape.iter().product::<usize>() as u64
     }
 
     /// What the file of a shard must be.
@@ -332,7 +372,8 @@ impl<'a> Set<'a> {
     }
 
     /// The finished batches that an earlier claimant left, or an empty shard.
-    fn begin(&self, shard: &Shard, guided_steps: usize) -> Result<ImageShard> {
+    fn begin(&self, shard: &Shard, synthesizer: &Synthesizer<'_>) -> Result<ImageShard> {
+        let (source, guided_steps) = (synthesizer.source, synthesizer.guided_steps()?);
         let part = self.part_path(shard);
         if part.exists() {
             match verify(&part, Depth::Deep, &self.expect(shard, false)).and_then(|_| ImageShard::read(&part))
@@ -348,12 +389,12 @@ impl<'a> Set<'a> {
             identity: self.identity.to_string(),
             class: shard.class.0,
             class_name: self.classes[shard.class.0 as usize].clone(),
-            prompt: String::new(),
+            prompt: source.prompt(shard.class),
             first: shard.images.start,
             planned: shard.images.end - shard.images.start,
             shape: self.shape,
-            codec: Codec::Raw,
-            resize_filter: String::new(),
+            codec: self.codec,
+            resize_filter: source.resize_filter().to_string(),
             criterion: self.criterion.clone(),
             guided_steps,
             reproducible: equipoise_nn::runtime::nondeterministic_operators()?.is_empty(),
@@ -369,7 +410,7 @@ impl<'a> Set<'a> {
         claims: &dyn Claims,
         on_batch: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<bool> {
-        let mut file = self.begin(shard, synthesizer.guided_steps()?)?;
+        let mut file = self.begin(shard, synthesizer)?;
         for batch in shard.batches() {
             if batch.images.start < file.next_index() {
                 continue;

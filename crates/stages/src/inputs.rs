@@ -35,7 +35,7 @@ pub fn split(step: &Step, split: &str) -> Result<Images> {
         u32::try_from(label).map_err(|_| Error::data(format!("{}: label {label}", path.display())))
     };
     let labels = packed.rows().iter().map(|row| label(row.label)).collect::<Result<Vec<u32>>>()?;
-    let set = ImageSet::new(height, width, channels, packed.images().bytes().to_vec(), labels)?;
+    let set = ImageSet::new(height, width, channels, packed.images().samples()?.into_owned(), labels)?;
     let index = packed.rows().iter().map(|row| row.index).collect();
     Ok(Images { set: Arc::new(set), hashes: packed.hashes().to_vec(), index })
 }
@@ -63,7 +63,13 @@ pub fn synthetic(step: &Step, set: &str, seed: u64) -> Result<Images> {
         if labels.is_empty() {
             continue;
         }
-        images.append(ImageSet::new(height, width, channels, shard.images().bytes().to_vec(), labels)?)?;
+        images.append(ImageSet::new(
+            height,
+            width,
+            channels,
+            shard.images().samples()?.into_owned(),
+            labels,
+        )?)?;
         all.hashes.extend_from_slice(shard.hashes());
         all.index.extend(shard.rows().iter().map(|row| row.index));
     }

@@ -3,17 +3,20 @@
 use crate::features::{Outputs, commit, evaluate, labels_of};
 use crate::inputs::{self, Images};
 use crate::nets::Frozen;
+use crate::statistics::ClassTable;
 use crate::step::Step;
 use crate::train::class_counts;
 use equipoise_base::rng::Key;
 use equipoise_base::{Result, ensure};
 use equipoise_data::{AugmentConfig, ImageSet};
 use equipoise_diffusion::criterion::Criterion;
+use equipoise_diffusion::feedback::FeedbackConfig;
 use equipoise_metrics::{Confusion, Diversity, Fid, Prdc};
 use equipoise_report::Interval;
 use equipoise_report::results::{CriterionGain, Reference, SetMetrics, SetResult};
 use equipoise_shards::Image;
 use equipoise_shards::contact::{SheetRow, SheetStyle, contact_sheet};
+use equipoise_workplan::CodecConfig;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -208,7 +211,9 @@ fn measure(
         diversities.iter().map(read).sum::<f64>() / diversities.len().max(1) as f64
     };
     let index = crate::generate::ShardIndex::read(&step.set_path(set, seed))?;
+    let stored = step.recipe().sets.get(set).map(|set| set.generate.codec.parse::<CodecConfig>());
     Ok(SetResult {
+        codec: stored.transpose()?.unwrap_or_default().to_string(),
         set: set.to_string(),
         seed,
         images: labels.len() as u64,
@@ -236,11 +241,10 @@ fn gains(step: &Step, sets: &BTreeMap<(String, u64), Images>, results: &mut [Set
         let Some(set) = recipe.sets.get(&result.set) else { continue };
         let (Some(feedback), Some(guide)) = (&set.generate.feedback, &set.generate.guide) else { continue };
         let Some(plain) = sets.get(&(unguided.clone(), result.seed)) else { continue };
-        let criterion: Criterion =
-            equipoise_config::method::Feedback(feedback.0["criterion"].clone()).parse()?;
+        let config: FeedbackConfig = feedback.parse()?;
         let eye = Eye::new(step, guide)?;
         let value = |images: &Images| -> Result<BTreeMap<(u32, u64), f64>> {
-            let values = criterion_of(step, &eye, guide, criterion, images)?;
+            let values = criterion_of(step, &eye, guide, &config, images)?;
             Ok(images.set.labels.iter().copied().zip(images.index.iter().copied()).zip(values).collect())
         };
         let (guided, plain) = (value(&sets[&(result.set.clone(), result.seed)])?, value(plain)?);
@@ -263,17 +267,17 @@ fn criterion_of(
     step: &Step,
     eye: &Eye,
     guide: &str,
-    criterion: Criterion,
+    config: &FeedbackConfig,
     images: &Images,
 ) -> Result<Vec<f64>> {
     let outputs = eye.look(step, images)?;
     let labels = labels_of(images);
     let log_p = outputs.logits.to_kind(Kind::Double).log_softmax(-1, None::<Kind>);
-    let values = match criterion {
+    let values = match config.criterion {
         Criterion::Entropy => -(log_p.exp() * &log_p).sum_dim_intlist(-1, false, None::<Kind>),
         Criterion::Loss => -log_p.gather(1, &labels.unsqueeze(1), false).squeeze_dim(1),
         Criterion::Hardness => {
-            crate::features::ClassTable::read(step, guide)?.hardness(&outputs.features, &images.set.labels)?
+            ClassTable::read(step, guide, config.hardness())?.hardness(&outputs.features, &labels)?
         }
     };
     Ok((0..values.size()[0]).map(|row| values.double_value(&[row])).collect())

@@ -76,6 +76,8 @@ pub struct Generator {
     pub unet: AdmUNet,
     /// What it predicts.
     pub prediction: Prediction,
+    /// Whether it has learned the reverse variance too.
+    pub learn_sigma: bool,
     /// Noise schedule it was trained with.
     pub schedule: DiffusionScheduleConfig,
     /// Label that stands for no class.
@@ -101,12 +103,13 @@ impl Generator {
         let adm = AdmShape {
             image_size: shape.size[0],
             in_channels: shape.channels,
-            out_channels: shape.channels,
+            out_channels: model.out_channels(shape.channels),
             labels: Some(shape.classes + 1),
         };
         let unet = AdmUNet::new(&params.root(), &model, &adm)?;
         let schedule = config.schedule.parse()?;
-        Ok(Self { params, unet, prediction, schedule, null_label: shape.classes, hash: Identity::of("") })
+        let (learn_sigma, null_label) = (model.learn_sigma, shape.classes);
+        Ok(Self { params, unet, prediction, learn_sigma, schedule, null_label, hash: Identity::of("") })
     }
 
     /// Builds and loads weights; they may be stored in a shorter format than fp32.
@@ -129,6 +132,8 @@ impl Generator {
 pub struct GeneratorConfig {
     /// Trained weights, if the recipe names some.
     pub weights: Option<std::path::PathBuf>,
+    /// Folder of a latent diffusion, which is then the generator instead.
+    pub folder: Option<std::path::PathBuf>,
     /// Network.
     pub model: method::DiffusionModel,
     /// Noise schedule.

@@ -6,7 +6,7 @@ use equipoise_catalog::{Selection, Source, counts};
 use equipoise_config::method;
 use equipoise_data::files::{BadImages, FilesConfig};
 use equipoise_data::{Filter, read};
-use equipoise_shards::{Codec, Packed, PackedMeta, PackedRow, tool_version};
+use equipoise_shards::{Codec, Image, Packed, PackedMeta, PackedRow, tool_version};
 use serde::Deserialize;
 use serde_json::json;
 use std::path::PathBuf;
@@ -20,6 +20,7 @@ struct PrepareParams {
     channels: u32,
     source: method::Source,
     select: Option<method::Select>,
+    codec: Option<method::Codec>,
 }
 
 /// Packs one split.
@@ -68,11 +69,13 @@ pub fn run(step: &Step) -> Result<()> {
         bad_images: found.bad.iter().map(|bad| format!("{}: {}", bad.path.display(), bad.reason)).collect(),
         tool_version: tool_version(),
     };
-    let mut packed = Packed::new(meta, Codec::Raw, Some(shape))?;
+    let codec = params.codec.as_ref().map_or(Ok(Codec::Raw), crate::generate::codec)?;
+    let mut packed = Packed::new(meta, codec, Some(shape))?;
     for &at in &chosen {
         let row =
             PackedRow { label: i64::from(images.labels[at]), group: -1, index: found.positions[at] as u64 };
-        packed.push(row, images.image(at).pixels)?;
+        let image = Image::new(shape[0], shape[1], shape[2], images.image(at).pixels.to_vec())?;
+        packed.push(row, &codec.encode(&image)?)?;
     }
     step.commit(&step.dir().join("split.h5"), &packed.write()?)?;
     let labels: Vec<u32> = chosen.iter().map(|&at| images.labels[at]).collect();

@@ -26,7 +26,7 @@ struct PretrainParams {
 impl PretrainParams {
     fn network(&self) -> GeneratorConfig {
         let (model, schedule) = (self.model.clone(), self.schedule.clone());
-        GeneratorConfig { weights: None, model, schedule, prediction: self.prediction }
+        GeneratorConfig { weights: None, folder: None, model, schedule, prediction: self.prediction }
     }
 }
 
@@ -48,7 +48,7 @@ pub fn run(step: &Step) -> Result<Ended> {
         Generator::new(&params.network(), Params::new(seed, Kind::Float, runtime::device()), &shape)?;
     let loss = DiffusionTrainConfig {
         prediction: generator.prediction,
-        learned_sigma: false,
+        learn_sigma: generator.learn_sigma,
         class_dropout: config.class_dropout,
     };
     let denoising = Denoising {

@@ -25,7 +25,9 @@ pub fn print() -> Result<()> {
         ("DiffusionModel", of::<equipoise_models::adm::AdmConfig>()),
         ("NoiseSchedule", of::<equipoise_diffusion::schedule::DiffusionScheduleConfig>()),
         ("Plan", of::<equipoise_workplan::PlanConfig>()),
+        ("Codec", of::<equipoise_workplan::CodecConfig>()),
         ("Sampler", of::<equipoise_diffusion::sampler::SamplerConfig>()),
+        ("Condition", of::<equipoise_diffusion::condition_config::ConditionConfig>()),
         ("Feedback", of::<equipoise_diffusion::feedback::FeedbackConfig>()),
         ("Toy", of::<crate::toy::ToyParams>()),
     ];

@@ -503,6 +503,9 @@ fn open_root(vfs: &Arc<dyn Vfs>, dir: &StageDir, record: &IdentityRecord, clock:
 fn identity_record(stage: &equipoise_config::Stage) -> Result<IdentityRecord> {
     let mut fields = stage.identity_fields();
     fields.extend(runtime::facts()?.into_iter().map(|(key, value)| (format!("machine.{key}"), value)));
+    if stage.params["codec"]["kind"].as_str().is_some_and(|codec| codec != "raw") {
+        fields.insert("machine.encoder".into(), equipoise_shards::ENCODER_VERSION.to_string());
+    }
     Ok(IdentityRecord::of(fields))
 }
 

@@ -8,7 +8,9 @@ pub mod layout;
 pub mod order;
 pub mod ranks;
 pub mod simulate;
+pub mod space;
 
 pub use balance::{ClassPlan, Plan, PlanConfig};
 pub use layout::{Layout, LayoutConfig, Shard};
 pub use order::{OrderConfig, Pool, Sample, TrainingOrder};
+pub use space::CodecConfig;

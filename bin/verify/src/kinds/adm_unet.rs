@@ -85,6 +85,8 @@ impl Constructor {
             conv_resample: self.conv_resample,
             use_new_attention_order: self.use_new_attention_order,
             patch: 1,
+            // The constructor is told the number of output channels instead.
+            learn_sigma: false,
         }
     }
 

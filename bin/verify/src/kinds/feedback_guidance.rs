@@ -131,7 +131,7 @@ fn latent(case: &Case) -> Result<Tensors> {
     let component = |name: &str| Component::open(&case.dir.join("model").join(name));
     let unet = UNet2DConditionModel::open(&component("unet")?, kind, Device::Cpu)?;
     let vae = AutoencoderKL::open(&component("vae")?, kind, Device::Cpu)?;
-    let decoder = LatentDecoder(&vae);
+    let decoder = LatentDecoder::new(&vae);
     let eyes = Eyes::new(case, kind)?;
     let scheduler = SchedulerConfig::open(&component("scheduler")?)?;
     // Both halves are given, the unconditional one first.
@@ -190,7 +190,20 @@ impl Chain<'_> {
         let &Run { omega, every, offset, mode: path, .. } = self.run;
         let Some(criterion) = self.run.criterion else { return Ok(None) };
         let (update, look) = (Update::Epsilon, LookConfig::default());
-        let config = FeedbackConfig { criterion, omega, every, offset, path, update, max_t: 1., look };
+        // The case brings its statistics along.
+        let (covariance, shrinkage) = (None, None);
+        let config = FeedbackConfig {
+            criterion,
+            omega,
+            every,
+            offset,
+            path,
+            update,
+            max_t: 1.,
+            covariance,
+            shrinkage,
+            look,
+        };
         let statistics = ClassStatistics {
             mu: self.input("mu")?,
             cov_inv: self.input("cov_inv")?,

@@ -26,5 +26,6 @@ kinds! {
     metrics,
     resnet,
     stats,
+    unclip_pipeline,
     unet2d_condition,
 }

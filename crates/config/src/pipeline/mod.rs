@@ -20,8 +20,10 @@ pub enum Kind {
     Prepare,
     /// Trains a classifier that serves others.
     Classifier,
-    /// Stores features and class statistics of a split.
+    /// Stores features of a split.
     Features,
+    /// Stores class statistics of features, which hardness needs.
+    Statistics,
     /// Trains the generator.
     Diffusion,
     /// Generates a set.
@@ -46,7 +48,7 @@ impl Kind {
         match self {
             Kind::Prepare => Some("equipoise-prepare"),
             Kind::Classifier | Kind::Diffusion | Kind::Arm => Some("equipoise-train"),
-            Kind::Features => Some("equipoise-features"),
+            Kind::Features | Kind::Statistics => Some("equipoise-features"),
             Kind::Generate | Kind::Grid | Kind::Toy => Some("equipoise-generate"),
             Kind::Evaluate | Kind::Metrics => Some("equipoise-metrics"),
             Kind::Report => None,

@@ -2,6 +2,7 @@
 
 use crate::nearest::hint;
 use crate::problem::Problems;
+use crate::recipe::{Diffusion, Set};
 use crate::resolved::Resolved;
 
 /// Every reference that leads nowhere, and every combination that makes no sense.
@@ -109,12 +110,28 @@ impl Checker<'_> {
     fn generator(&mut self) {
         let recipe = &self.resolved.recipe;
         let diffusion = &recipe.diffusion;
-        match (&diffusion.weights, &diffusion.train.split) {
-            (None, Some(split)) => self.split("diffusion.train.split", split),
-            (None, None) if !recipe.sets.is_empty() => {
-                self.wrong("sets", "sets need a generator: give diffusion.weights or diffusion.train.split");
+        match (&diffusion.folder, &diffusion.weights, &diffusion.train.split) {
+            (Some(_), Some(_), _) => {
+                self.wrong(
+                    "diffusion.folder",
+                    "diffusion.folder: there are diffusion.weights too; give one of them",
+                );
+            }
+            (None, None, Some(split)) => self.split("diffusion.train.split", split),
+            (None, None, None) if !recipe.sets.is_empty() => {
+                let ways = "diffusion.weights, diffusion.folder or diffusion.train.split";
+                self.wrong("sets", format!("sets need a generator: give {ways}"));
             }
             _ => {}
+        }
+        if learns_sigma(diffusion) && diffusion.schedule.0["rescale_betas_zero_snr"] == true {
+            let path = "diffusion.model.learn_sigma";
+            self.wrong(
+                path,
+                format!(
+                    "{path}: rescale_betas_zero_snr leaves no finite variance to learn at the last time step"
+                ),
+            );
         }
         self.batches("diffusion.train", diffusion.train.global_batch, diffusion.train.micro_batch);
     }
@@ -125,6 +142,9 @@ impl Checker<'_> {
             let path = format!("sets.{name}");
             self.split(&format!("{path}.split"), &set.generate.split);
             self.seeds(&path, &set.seeds);
+            self.variance(&path, set);
+            self.hardness_keys(&path, set);
+            self.condition(&path, set);
             if set.generate.feedback.is_some() {
                 match &set.generate.guide {
                     Some(guide) => {
@@ -138,6 +158,47 @@ impl Checker<'_> {
                     None => self
                         .wrong(&path, format!("{path}: feedback needs a guide: name one of [classifiers]")),
                 }
+            }
+        }
+    }
+
+    /// A latent generator must be told what to make; a pixel generator cannot be.
+    fn condition(&mut self, path: &str, set: &Set) {
+        let latent = self.resolved.recipe.diffusion.folder.is_some();
+        match (latent, &set.generate.condition) {
+            (true, None) => self.wrong(
+                path,
+                format!(
+                    "{path}: diffusion.folder needs a condition, such as [generate.condition] in default.toml"
+                ),
+            ),
+            (false, Some(_)) => {
+                let path = format!("{path}.condition");
+                self.wrong(&path, format!("{path}: only a generator of diffusion.folder takes one"));
+            }
+            _ => {}
+        }
+    }
+
+    /// A learned variance can only be sampled with if it was learned.
+    fn variance(&mut self, path: &str, set: &Set) {
+        let wants = set.generate.sampler.0["variance"] == "learned_range";
+        if wants && !learns_sigma(&self.resolved.recipe.diffusion) {
+            let path = format!("{path}.sampler.variance");
+            self.wrong(
+                &path,
+                format!("{path}: 'learned_range' needs a generator with diffusion.model.learn_sigma = true"),
+            );
+        }
+    }
+
+    /// Keys of feedback that only one criterion knows.
+    fn hardness_keys(&mut self, path: &str, set: &Set) {
+        let Some(feedback) = &set.generate.feedback else { return };
+        for key in ["covariance", "shrinkage"] {
+            if feedback.0["criterion"] != "hardness" && !feedback.0[key].is_null() {
+                let path = format!("{path}.feedback.{key}");
+                self.wrong(&path, format!("{path}: only the criterion 'hardness' has it"));
             }
         }
     }
@@ -169,6 +230,11 @@ impl Checker<'_> {
             self.refers("report.baseline", "arm", baseline, &recipe.arms.names());
         }
     }
+}
+
+/// Whether the generator has variance channels.
+fn learns_sigma(diffusion: &Diffusion) -> bool {
+    diffusion.model.0["learn_sigma"] == true
 }
 
 fn strs(names: &[String]) -> Vec<&str> {

@@ -35,6 +35,8 @@ pub struct AdmConfig {
     pub use_new_attention_order: bool,
     /// Side of the pixel block that becomes channels before the network; 1 is the reference.
     pub patch: i64,
+    /// Whether the output has as many channels again for the reverse variance, learned too (Nichol and Dhariwal 2021).
+    pub learn_sigma: bool,
 }
 
 /// What the data and the objective decide.
@@ -66,6 +68,11 @@ pub enum AdmPool {
 }
 
 impl AdmConfig {
+    /// Output channels of a generator of images with `channels`.
+    pub fn out_channels(&self, channels: i64) -> i64 {
+        if self.learn_sigma { 2 * channels } else { channels }
+    }
+
     /// Checks everything that construction relies on.
     ///
     /// # Errors
