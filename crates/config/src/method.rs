@@ -75,6 +75,8 @@ methods! {
     Sampler;
     /// Classifier feedback (`diffusion`).
     Feedback;
+    /// Text and image condition of a latent generator (`diffusion`).
+    Condition;
     /// The two-dimensional toy (`diffusion`).
     Toy;
 }

@@ -2,8 +2,8 @@
 //! whether it is identity, elastic (`x-elastic`) or a place on disk (`x-path`).
 
 use crate::method::{
-    Arch, Augment, Codec, CpuCapability, DiffusionModel, Ema, Feedback, LearningRate, Loss, NoiseSchedule,
-    Optimizer, Plan, Sampler, Sampling, Select, Source, Toy,
+    Arch, Augment, Codec, Condition, CpuCapability, DiffusionModel, Ema, Feedback, LearningRate, Loss,
+    NoiseSchedule, Optimizer, Plan, Sampler, Sampling, Select, Source, Toy,
 };
 use crate::named::Named;
 use schemars::JsonSchema;
@@ -238,6 +238,9 @@ pub struct Diffusion {
     /// Trained weights; the generator is then not trained here.
     #[schemars(extend("x-path" = true))]
     pub weights: Option<PathBuf>,
+    /// Hugging Face folder of a latent diffusion; it is then the generator, and the other keys play no part.
+    #[schemars(extend("x-path" = true))]
+    pub folder: Option<PathBuf>,
     /// Network.
     pub model: DiffusionModel,
     /// Noise schedule.
@@ -324,6 +327,8 @@ pub struct Generate {
     pub precision: Precision,
     /// Classifier feedback; none if left out.
     pub feedback: Option<Feedback>,
+    /// What a latent generator is told about each image.
+    pub condition: Option<Condition>,
 }
 
 /// `[sets.NAME]`

@@ -3,8 +3,10 @@
 //! Samples of a batch never influence each other: criteria are summed, and norms are taken per sample.
 
 use crate::criterion::{Covariance, Criterion, Guide, HardnessConfig, Targets};
+use crate::decoder::{Decoder, gradient, value_and_gradient};
 use crate::guidance::Denoiser;
 use crate::prediction::{Estimate, Prediction, roots};
+use crate::view::ViewRange;
 use equipoise_base::{Result, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -28,6 +30,33 @@ pub enum Update {
     Epsilon,
     /// x + omega ||x|| grad / ||grad|| with the noise estimate unchanged: the published code.
     NormMatched,
+}
+
+/// Which output of the network the classifier's image is predicted from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Pass {
+    /// The one that the step uses, after classifier-free guidance.
+    #[default]
+    Guided,
+    /// The conditional one alone: the published code, with half the memory for the gradient.
+    Conditional,
+}
+
+/// How the guide looks at a step. The published code is `pass` conditional, `blend` true, `range` min_max, with `update`
+/// norm_matched.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LookConfig {
+    /// Output that the image is predicted from.
+    pub pass: Pass,
+    /// Whether it sees sqrt(1 - abar) x_0 + (1 - sqrt(1 - abar)) x_t instead of the predicted image x_0.
+    pub blend: bool,
+    /// How images are brought to [0, 1].
+    pub range: ViewRange,
+    /// Whether activations are computed again instead of kept for the gradient: the same bits, slower, in the memory
+    /// of the largest part of the network.
+    pub checkpoint: bool,
 }
 
 /// Knobs of feedback guidance.
@@ -54,6 +83,9 @@ pub struct FeedbackConfig {
     /// Added to the diagonal of that covariance, 0.01 if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shrinkage: Option<f64>,
+    /// How the guide looks at a step.
+    #[serde(default)]
+    pub look: LookConfig,
 }
 
 impl FeedbackConfig {
@@ -94,6 +126,7 @@ impl FeedbackConfig {
 pub struct Feedback<'a> {
     config: FeedbackConfig,
     guide: &'a dyn Guide,
+    decoder: Option<&'a dyn Decoder>,
     targets: Targets,
     below: f64,
 }
@@ -132,7 +165,14 @@ impl<'a> Feedback<'a> {
     ) -> Result<Self> {
         config.check()?;
         config.criterion.check(&targets)?;
-        Ok(Self { config: config.clone(), guide, targets, below: config.max_t * train_steps as f64 })
+        let below = config.max_t * train_steps as f64;
+        Ok(Self { config: config.clone(), guide, decoder: None, targets, below })
+    }
+
+    /// The guide looks at what `decoder` makes of the predicted latent image.
+    #[must_use]
+    pub fn through(self, decoder: &'a dyn Decoder) -> Self {
+        Self { decoder: Some(decoder), ..self }
     }
 
     /// Whether step `index` at time step `t` is guided.
@@ -149,29 +189,70 @@ impl<'a> Feedback<'a> {
         t: i64,
         abar: f64,
     ) -> Guided {
-        let leaf = x.detach().set_requires_grad(true);
-        let (estimate, variance, criterion) = match self.config.path {
-            GradientPath::Through => tch::with_grad(|| {
-                let (estimate, variance) = evaluate(denoiser, prediction, &leaf, t, abar);
-                let criterion = self.criterion(&estimate.x0);
-                (estimate.detach(), variance.map(|v| v.detach()), criterion)
-            }),
-            GradientPath::Detached => {
-                let (estimate, variance) = tch::no_grad(|| evaluate(denoiser, prediction, x, t, abar));
-                let constant = estimate.eps.shallow_clone();
-                let criterion =
-                    tch::with_grad(|| self.criterion(&Estimate::from_eps(constant, &leaf, abar).x0));
-                (estimate, variance, criterion)
+        let full = |x: &Tensor| read(&denoiser.denoise(x, t), prediction, x, abar);
+        let alone = |x: &Tensor| read(&denoiser.conditional(x, t), prediction, x, abar);
+        let (output, criterion, grad) = match (self.config.path, self.config.look.pass) {
+            (GradientPath::Through, Pass::Guided) => self.look_through(x, abar, &full),
+            (GradientPath::Through, Pass::Conditional) => {
+                let output = tch::no_grad(|| full(x));
+                let (_, criterion, grad) = self.look_through(x, abar, &alone);
+                (output, criterion, grad)
+            }
+            (GradientPath::Detached, pass) => {
+                let output = tch::no_grad(|| full(x));
+                let constant = match pass {
+                    Pass::Guided => output.estimate.eps.shallow_clone(),
+                    Pass::Conditional => tch::no_grad(|| alone(x)).estimate.eps,
+                };
+                let held = |x: &Tensor| Output {
+                    estimate: Estimate::from_eps(constant.shallow_clone(), x, abar),
+                    variance: None,
+                };
+                let (_, criterion, grad) = self.look_through(x, abar, &held);
+                (output, criterion, grad)
             }
         };
-        let total = tch::with_grad(|| criterion.sum(None::<Kind>));
-        let grad = Tensor::run_backward(&[total], &[&leaf], false, false).remove(0);
-        let (x, estimate) = tch::no_grad(|| self.update(x, estimate, &grad, abar));
-        Guided { x, estimate, variance, criterion: criterion.detach(), grad }
+        let (x, estimate) = tch::no_grad(|| self.update(x, output.estimate, &grad, abar));
+        Guided { x, estimate, variance: output.variance, criterion, grad }
     }
 
-    fn criterion(&self, x0: &Tensor) -> Tensor {
-        self.config.criterion.evaluate(self.guide, x0, &self.targets)
+    /// What `network` says at `x`, the criterion [N] of the image it predicts, and the gradient at `x`; all detached.
+    ///
+    /// The gradient is taken in two halves, at the classifier's input and from there on. With `checkpoint` the first is
+    /// done before the network keeps anything, so that never both are in memory.
+    fn look_through(
+        &self,
+        x: &Tensor,
+        abar: f64,
+        network: &dyn Fn(&Tensor) -> Output,
+    ) -> (Output, Tensor, Tensor) {
+        let leaf = x.detach().set_requires_grad(true);
+        let predict = |x: &Tensor| {
+            let output = network(x);
+            (self.seen(&output.estimate.x0, x, abar), output)
+        };
+        let before = self.config.look.checkpoint.then(|| self.look(&tch::no_grad(|| predict(x)).0));
+        let (seen, output) = tch::with_grad(|| predict(&leaf));
+        let (criterion, cotangent) = before.unwrap_or_else(|| self.look(&seen));
+        let grad = gradient(&seen, &leaf, Some(&cotangent));
+        (output.detach(), criterion, grad)
+    }
+
+    /// The image (or its latent form) that the classifier is shown.
+    fn seen(&self, x0: &Tensor, x: &Tensor, abar: f64) -> Tensor {
+        match self.config.look.blend {
+            false => x0.shallow_clone(),
+            true => {
+                let share = roots(abar, x.kind()).1;
+                x0 * share + x * (1. - share)
+            }
+        }
+    }
+
+    /// The criterion of `seen` [N] and the gradient of its sum.
+    fn look(&self, seen: &Tensor) -> (Tensor, Tensor) {
+        let criterion = |image: &Tensor| self.config.criterion.evaluate(self.guide, image, &self.targets);
+        value_and_gradient(self.decoder, seen, self.config.look.checkpoint, &criterion)
     }
 
     fn update(&self, x: &Tensor, estimate: Estimate, grad: &Tensor, abar: f64) -> (Tensor, Estimate) {
@@ -194,20 +275,29 @@ impl<'a> Feedback<'a> {
     }
 }
 
-/// The estimate at `x` and the network's variance channels.
-pub(crate) fn evaluate(
-    denoiser: &dyn Denoiser,
-    prediction: Prediction,
-    x: &Tensor,
-    t: i64,
-    abar: f64,
-) -> (Estimate, Option<Tensor>) {
+/// What a network's output says.
+pub(crate) struct Output {
+    /// The estimate.
+    pub(crate) estimate: Estimate,
+    /// Variance channels, if any.
+    pub(crate) variance: Option<Tensor>,
+}
+
+impl Output {
+    fn detach(&self) -> Self {
+        let variance = self.variance.as_ref().map(Tensor::detach);
+        Self { estimate: self.estimate.detach(), variance }
+    }
+}
+
+/// Reads the output [N, C or 2C, H, W] of a network at `x` [N, C, H, W].
+pub(crate) fn read(output: &Tensor, prediction: Prediction, x: &Tensor, abar: f64) -> Output {
     // Under autocast the network answers in its short format; the solver's arithmetic needs the full one.
-    let output = denoiser.denoise(x, t).to_kind(x.kind());
+    let output = output.to_kind(x.kind());
     let channels = x.size()[1];
     let extra = output.size()[1] - channels;
     let variance = (extra > 0).then(|| output.narrow(1, channels, extra));
-    (prediction.estimate(&output.narrow(1, 0, channels), x, abar), variance)
+    Output { estimate: prediction.estimate(&output.narrow(1, 0, channels), x, abar), variance }
 }
 
 /// Euclidean norm of every sample, [N, 1, 1, 1].
@@ -240,6 +330,7 @@ mod tests {
             max_t: 0.8,
             covariance: None,
             shrinkage: None,
+            look: LookConfig::default(),
         };
         let targets = || Targets { labels: Tensor::from_slice(&[0i64]), statistics: None };
         let feedback = Feedback::new(&config, &Nothing, targets(), 1000).unwrap();

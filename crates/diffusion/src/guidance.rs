@@ -19,6 +19,22 @@ impl DenoisingNetwork for equipoise_models::adm::AdmUNet {
 pub trait Denoiser {
     /// `x` [N, C, H, W] at time step `t` to [N, C or 2C, H, W]; differentiable in `x`.
     fn denoise(&self, x: &Tensor, t: i64) -> Tensor;
+    /// The same without classifier-free guidance: the conditional pass alone.
+    fn conditional(&self, x: &Tensor, t: i64) -> Tensor;
+}
+
+/// uncond + scale (cond - uncond) from the output [2N, ..] of a doubled batch [uncond; cond]. Channels after the first
+/// `channels` are a learned variance, which is no score: it is left as the conditional pass says.
+pub(crate) fn extrapolate(both: &Tensor, channels: i64, scale: f64) -> Tensor {
+    let halves = both.chunk(2, 0);
+    let (uncond, cond) = (&halves[0], &halves[1]);
+    let extra = cond.size()[1] - channels;
+    let (base, target) = (uncond.narrow(1, 0, channels), cond.narrow(1, 0, channels));
+    let guided = &base + (target - &base) * scale;
+    if extra == 0 {
+        return guided;
+    }
+    Tensor::cat(&[guided, cond.narrow(1, channels, extra)], 1)
 }
 
 /// A network with the labels of one batch and classifier-free guidance (Ho and Salimans 2022).
@@ -55,23 +71,26 @@ impl std::fmt::Debug for ClassConditional<'_> {
     }
 }
 
+impl ClassConditional<'_> {
+    fn run(&self, x: &Tensor, t: i64, labels: Option<&Tensor>) -> Tensor {
+        let t = Tensor::full([x.size()[0]], t as f64, (Kind::Float, x.device()));
+        self.network.forward(x, &t, labels)
+    }
+}
+
 impl Denoiser for ClassConditional<'_> {
     fn denoise(&self, x: &Tensor, t: i64) -> Tensor {
-        let (count, channels) = (x.size()[0], x.size()[1]);
-        let at = |count: i64| Tensor::full([count], t as f64, (Kind::Float, x.device()));
-        let Some(labels) = &self.doubled else {
-            return self.network.forward(x, &at(count), self.labels.as_ref());
-        };
-        let both = self.network.forward(&Tensor::cat(&[x, x], 0), &at(2 * count), Some(labels));
-        let (uncond, cond) = (both.narrow(0, 0, count), both.narrow(0, count, count));
-        let extra = cond.size()[1] - channels;
-        let (base, target) = (uncond.narrow(1, 0, channels), cond.narrow(1, 0, channels));
-        let guided = &base + (target - &base) * self.scale;
-        if extra == 0 {
-            return guided;
+        match &self.doubled {
+            None => self.conditional(x, t),
+            Some(labels) => {
+                let both = self.run(&Tensor::cat(&[x, x], 0), t, Some(labels));
+                extrapolate(&both, x.size()[1], self.scale)
+            }
         }
-        // A learned variance is no score: guidance leaves it as the conditional pass says.
-        Tensor::cat(&[guided, cond.narrow(1, channels, extra)], 1)
+    }
+
+    fn conditional(&self, x: &Tensor, t: i64) -> Tensor {
+        self.run(x, t, self.labels.as_ref())
     }
 }
 

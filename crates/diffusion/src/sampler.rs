@@ -2,7 +2,8 @@
 
 use crate::ddim::{Ddim, DdimConfig};
 use crate::ddpm::{Ddpm, DdpmConfig};
-use crate::feedback::{Feedback, Guided, evaluate};
+use crate::dpm_solver::{DpmSolver, DpmSolverConfig};
+use crate::feedback::{Feedback, Guided, Output, read};
 use crate::guidance::Denoiser;
 use crate::prediction::{Estimate, Prediction};
 use crate::schedule::{DiffusionScheduleConfig, Schedule};
@@ -20,6 +21,8 @@ pub enum SamplerConfig {
     Ddim(DdimConfig),
     /// Ancestral sampling over a respaced chain.
     Ddpm(DdpmConfig),
+    /// DPM-Solver++ (2M): deterministic, second order, for few steps.
+    DpmSolver(DpmSolverConfig),
 }
 
 /// A chain of reverse steps; index 0 is the noisiest.
@@ -43,6 +46,18 @@ pub trait Solver: std::fmt::Debug {
         variance: Option<&Tensor>,
         noise: Option<&Tensor>,
     ) -> Tensor;
+    /// [`Solver::step`] for solvers of second order, which also look at the estimate of the step before.
+    fn step_after(
+        &self,
+        _previous: &Estimate,
+        index: usize,
+        x: &Tensor,
+        estimate: &Estimate,
+        variance: Option<&Tensor>,
+        noise: Option<&Tensor>,
+    ) -> Tensor {
+        self.step(index, x, estimate, variance, noise)
+    }
 }
 
 /// Samples with one generator; holds no state between batches.
@@ -77,7 +92,8 @@ pub struct Sampled {
 }
 
 impl Sampler {
-    /// DDIM follows diffusers and computes its schedule in float32, DDPM follows guided-diffusion in float64.
+    /// DDIM and DPM-Solver++ follow diffusers and compute their schedule in float32, DDPM follows guided-diffusion in
+    /// float64.
     ///
     /// # Errors
     /// 78 if schedule and sampler do not fit.
@@ -98,6 +114,9 @@ impl Sampler {
             }
             SamplerConfig::Ddpm(config) => {
                 Self::from_solver(Ddpm::new(&Schedule::double(schedule)?, config)?, prediction)
+            }
+            SamplerConfig::DpmSolver(config) => {
+                Self::from_solver(DpmSolver::new(&Schedule::single(schedule)?, config)?, prediction)
             }
         })
     }
@@ -132,10 +151,15 @@ impl Sampler {
         let _no_grad = tch::no_grad_guard();
         let mut x = start.shallow_clone();
         let mut trace = Vec::new();
+        let mut previous: Option<Estimate> = None;
         for (index, &timestep) in self.solver.timesteps().iter().enumerate() {
             let now = self.estimate(denoiser, &x, index, timestep, feedback)?;
             let fresh = if self.solver.wants_noise(index) { Some(noise(index)?) } else { None };
-            x = self.solver.step(index, &now.x, &now.estimate, now.variance.as_ref(), fresh.as_ref());
+            let (variance, fresh) = (now.variance.as_ref(), fresh.as_ref());
+            x = match &previous {
+                Some(last) => self.solver.step_after(last, index, &now.x, &now.estimate, variance, fresh),
+                None => self.solver.step(index, &now.x, &now.estimate, variance, fresh),
+            };
             let feedback = now.feedback.as_ref().map(|(criterion, grad)| (criterion, grad));
             let broken =
                 observe(&Step { index, timestep, eps: &now.estimate.eps, x: &x, feedback }).is_break();
@@ -143,6 +167,7 @@ impl Sampler {
                 return Ok(None);
             }
             trace.extend(now.feedback.map(|(criterion, _)| criterion));
+            previous = Some(now.estimate);
         }
         let criterion = match trace.is_empty() {
             true => Tensor::zeros([0, start.size()[0]], (start.kind(), start.device())),
@@ -162,7 +187,8 @@ impl Sampler {
         let abar = self.solver.abar(index);
         let now = match feedback.filter(|feedback| feedback.applies(index, timestep)) {
             None => {
-                let (estimate, variance) = evaluate(denoiser, self.prediction, x, timestep, abar);
+                let output = denoiser.denoise(x, timestep);
+                let Output { estimate, variance } = read(&output, self.prediction, x, abar);
                 Now { x: x.shallow_clone(), estimate, variance, feedback: None }
             }
             Some(feedback) => {

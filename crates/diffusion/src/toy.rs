@@ -7,7 +7,7 @@
 
 use crate::criterion::{Criterion, Guide, Targets};
 use crate::ddim::{Ddim, DdimConfig, Spacing};
-use crate::feedback::{Feedback, FeedbackConfig, GradientPath, Update};
+use crate::feedback::{Feedback, FeedbackConfig, GradientPath, LookConfig, Update};
 use crate::guidance::{ClassConditional, DenoisingNetwork};
 use crate::prediction::Prediction;
 use crate::sampler::{Sampler, unobserved};
@@ -320,6 +320,7 @@ fn sample(
             max_t: 0.8,
             covariance: None,
             shrinkage: None,
+            look: LookConfig::default(),
         };
         let targets = Targets { labels: labels.shallow_clone(), statistics: None };
         Feedback::new(&config, guide, targets, schedule.len() as i64)

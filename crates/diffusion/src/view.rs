@@ -1,7 +1,20 @@
 //! From the generator's image to the classifier's input.
 
 use equipoise_base::{Result, ensure};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
+
+/// How images, nominally in [-1, 1], are brought to [0, 1].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ViewRange {
+    /// What lies outside is cut off; the gradient is 0 there.
+    #[default]
+    Clamp,
+    /// Every image is stretched between its own least and largest value, which take no gradient: the published code.
+    MinMax,
+}
 
 /// Range, size and normalisation that a classifier expects of an image in [-1, 1].
 #[derive(Debug)]
@@ -9,6 +22,7 @@ pub struct View {
     size: [i64; 2],
     mean: Tensor,
     std: Tensor,
+    range: ViewRange,
 }
 
 impl View {
@@ -25,12 +39,27 @@ impl View {
         );
         let row =
             |values: &[f64]| Tensor::from_slice(values).to_kind(kind).to_device(device).view([1, -1, 1, 1]);
-        Ok(Self { size, mean: row(mean), std: row(std) })
+        Ok(Self { size, mean: row(mean), std: row(std), range: ViewRange::default() })
     }
 
-    /// [N, C, H, W] in [-1, 1] to [N, C, size], normalised: clamp, antialiased bilinear resize, mean and std.
+    /// With another way to [0, 1].
+    #[must_use]
+    pub fn with_range(self, range: ViewRange) -> Self {
+        Self { range, ..self }
+    }
+
+    /// [N, C, H, W] in [-1, 1] to [N, C, size], normalised: range, antialiased bilinear resize, mean and std.
     pub fn apply(&self, image: &Tensor) -> Tensor {
-        let unit = (image / 2. + 0.5).clamp(0., 1.);
+        let unit = match self.range {
+            ViewRange::Clamp => (image / 2. + 0.5).clamp(0., 1.),
+            ViewRange::MinMax => {
+                let (image, all) = (image / 2. + 0.5, [1i64, 2, 3]);
+                let constant = image.detach();
+                let (low, high) = (constant.amin(all.as_slice(), true), constant.amax(all.as_slice(), true));
+                // A constant image has no range; any divisor leaves it 0.
+                (image - &low) / (high - &low).clamp_min(1e-8)
+            }
+        };
         (resize(&unit, self.size) - &self.mean) / &self.std
     }
 }
@@ -108,5 +137,14 @@ mod tests {
         let out = view.apply(&Tensor::from_slice(&[-3f64, 0.]).view([1, 1, 1, 2]));
         assert_eq!(out, Tensor::from_slice(&[-2f64, 0.]).view([1, 1, 1, 2]));
         assert!(View::new([1, 2], &[0.5], &[0.], Kind::Double, Device::Cpu).is_err());
+    }
+
+    #[test]
+    fn min_max_stretches_each_image_on_its_own() {
+        let view = View::new([1, 2], &[0.], &[1.], Kind::Double, Device::Cpu).unwrap();
+        let view = view.with_range(ViewRange::MinMax);
+        let images = Tensor::from_slice(&[-3f64, 5., 0.2, 0.1, 4., 4.]).view([3, 1, 1, 2]);
+        let want = Tensor::from_slice(&[0f64, 1., 1., 0., 0., 0.]).view([3, 1, 1, 2]);
+        assert!(view.apply(&images).allclose(&want, 1e-12, 1e-12, false));
     }
 }

@@ -6,7 +6,7 @@ use equipoise_base::{ExitCode, Result};
 use equipoise_diffusion::criterion::{ClassStatistics, Criterion, Guide, Targets, Viewed};
 use equipoise_diffusion::ddim::{DdimConfig, Spacing};
 use equipoise_diffusion::ddpm::{DdpmConfig, ReverseVariance};
-use equipoise_diffusion::feedback::{Feedback, FeedbackConfig, GradientPath, Update};
+use equipoise_diffusion::feedback::{Feedback, FeedbackConfig, GradientPath, LookConfig, Update};
 use equipoise_diffusion::guidance::ClassConditional;
 use equipoise_diffusion::prediction::Prediction;
 use equipoise_diffusion::sampler::{Sampled, Sampler, SamplerConfig, unobserved};
@@ -124,8 +124,18 @@ fn ddpm(variance: ReverseVariance) -> SamplerConfig {
 }
 
 fn feedback(criterion: Criterion, omega: f64, path: GradientPath, update: Update) -> FeedbackConfig {
-    let (every, offset, max_t) = (2, 0, 1.);
-    FeedbackConfig { criterion, omega, every, offset, path, update, max_t, covariance: None, shrinkage: None }
+    FeedbackConfig {
+        criterion,
+        omega,
+        every: 2,
+        offset: 0,
+        path,
+        update,
+        max_t: 1.,
+        covariance: None,
+        shrinkage: None,
+        look: LookConfig::default(),
+    }
 }
 
 fn targets() -> Targets {

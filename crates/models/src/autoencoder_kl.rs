@@ -7,9 +7,11 @@ mod config;
 pub use config::AutoencoderKLConfig;
 
 use blocks::{Level, MidBlock, norm};
-use equipoise_nn::Scope;
+use equipoise_base::Result;
 use equipoise_nn::layers::{Conv2d, Conv2dConfig, GroupNorm};
-use tch::Tensor;
+use equipoise_nn::{Params, Scope, mapped};
+use equipoise_pretrained::Component;
+use tch::{Device, Kind, Tensor};
 
 /// Images [N, C, H, W] in [-1, 1] to latent images [N, L, h, w] and back.
 #[derive(Debug)]
@@ -129,6 +131,20 @@ impl AutoencoderKL {
         }
     }
 
+    /// Loads a component as it is, frozen.
+    ///
+    /// # Errors
+    /// 65 naming the file, and the key or tensor in it, that makes no autoencoder; 74 if one cannot be read.
+    pub fn open(component: &Component, kind: Kind, device: Device) -> Result<Self> {
+        let source = component.config_path()?.display().to_string();
+        let config = AutoencoderKLConfig::from_json(&source, component.config()?)?;
+        let params = Params::for_loading(kind, device);
+        let vae = Self::new(&params.root(), &config);
+        mapped::load(&params, &component.weights()?, state_name)?;
+        params.freeze();
+        Ok(vae)
+    }
+
     /// What latent images are multiplied by before diffusion.
     pub fn scaling_factor(&self) -> f64 {
         self.scaling_factor
@@ -166,25 +182,21 @@ impl AutoencoderKL {
     }
 }
 
-/// Gives the attention of weights saved before diffusers 0.15 (`query`, `key`, `value`, `proj_attn`) today's names.
-pub fn rename_legacy(tensors: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
-    const NAMES: [(&str, &str); 4] =
+/// Our name of a tensor of a file: diffusers renamed the attention in 0.15.
+fn state_name(name: &str) -> Option<String> {
+    const OLD: [(&str, &str); 4] =
         [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
-    let rename = |name: String| {
-        if !name.contains(".mid_block.attentions.0.") {
-            return name;
-        }
-        NAMES.iter().fold(name, |name, (old, new)| name.replace(old, new))
-    };
-    tensors.into_iter().map(|(name, tensor)| (rename(name), tensor)).collect()
+    let name = name.to_string();
+    if !name.contains(".mid_block.attentions.0.") {
+        return Some(name);
+    }
+    Some(OLD.iter().fold(name, |name, (old, new)| name.replace(old, new)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use equipoise_nn::Params;
     use serde_json::{Value, json};
-    use tch::{Device, Kind};
 
     fn types(kind: &str, levels: usize) -> Value {
         json!(vec![kind; levels])
@@ -218,13 +230,10 @@ mod tests {
         let posterior = vae.encode(&Tensor::ones([2, 3, 16, 8], (Kind::Float, Device::Cpu)));
         assert_eq!(posterior.mean.size(), [2, 4, 8, 4]);
         assert_eq!(vae.decode(&posterior.mean).size(), [2, 3, 16, 8]);
-        let old = params.all().into_iter().map(|(name, tensor)| {
-            let attention = name.contains(".attentions.");
+        for (name, _) in params.all() {
             let old = name.replace("to_q", "query").replace("to_k", "key").replace("to_v", "value");
-            let old = old.replace("to_out.0", "proj_attn");
-            (if attention { old } else { name }, tensor)
-        });
-        params.load("vae", &rename_legacy(old.collect())).unwrap();
+            assert_eq!(state_name(&old.replace("to_out.0", "proj_attn")), Some(name));
+        }
     }
 
     #[test]

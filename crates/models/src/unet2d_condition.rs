@@ -10,9 +10,11 @@ pub use config::UNet2DConditionConfig;
 use crate::blocks2d::Norm;
 use crate::sinusoid::sinusoid;
 use blocks::{Context, DownBlock, MidBlock, UpBlock};
-use equipoise_nn::Scope;
+use equipoise_base::Result;
 use equipoise_nn::layers::{Conv2d, Conv2dConfig, GroupNorm, Linear};
-use tch::Tensor;
+use equipoise_nn::{Params, Scope, mapped};
+use equipoise_pretrained::Component;
+use tch::{Device, Kind, Tensor};
 
 /// Noisy latent image, time step, text and image embedding to noise (or v).
 #[derive(Debug)]
@@ -26,6 +28,7 @@ pub struct UNet2DConditionModel {
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
+    config: UNet2DConditionConfig,
 }
 
 /// `TimestepEmbedding`: linear, SiLU, linear.
@@ -85,7 +88,27 @@ impl UNet2DConditionModel {
             up_blocks,
             conv_norm_out: norm.layer(&scope.sub("conv_norm_out"), first),
             conv_out: Conv2d::new(&scope.sub("conv_out"), first, config.out_channels, Conv2dConfig::same(3)),
+            config: config.clone(),
         }
+    }
+
+    /// Loads a component as it is, frozen.
+    ///
+    /// # Errors
+    /// 65 naming the file, and the key or tensor in it, that makes no such network; 74 if one cannot be read.
+    pub fn open(component: &Component, kind: Kind, device: Device) -> Result<Self> {
+        let source = component.config_path()?.display().to_string();
+        let config = UNet2DConditionConfig::from_json(&source, component.config()?)?;
+        let params = Params::for_loading(kind, device);
+        let unet = Self::new(&params.root(), &config);
+        mapped::load(&params, &component.weights()?, |name| Some(name.to_string()))?;
+        params.freeze();
+        Ok(unet)
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &UNet2DConditionConfig {
+        &self.config
     }
 
     /// Whether it takes class labels besides the text.
@@ -105,12 +128,12 @@ impl UNet2DConditionModel {
         text: &Tensor,
         class_labels: Option<&Tensor>,
     ) -> Tensor {
-        let mut embedding = self.time_embedding.forward(&sinusoid(t, self.half).to_kind(sample.kind()));
-        match (&self.class_embedding, class_labels) {
-            (Some(embed), Some(labels)) => embedding += embed.forward(labels),
-            (None, None) => {}
+        let time = self.time_embedding.forward(&sinusoid(t, self.half).to_kind(sample.kind()));
+        let embedding = match (&self.class_embedding, class_labels) {
+            (Some(embed), Some(labels)) => time + embed.forward(labels),
+            (None, None) => time,
             _ => panic!("class labels if and only if the network has a class embedding"),
-        }
+        };
         let context = Context { embedding: &embedding.silu(), text };
         let mut x = self.conv_in.forward(sample);
         let mut skips = vec![x.shallow_clone()];
@@ -128,9 +151,7 @@ impl UNet2DConditionModel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use equipoise_nn::Params;
     use serde_json::{Value, json};
-    use tch::{Device, Kind};
 
     /// stable-diffusion-2-1-unclip.
     fn unclip() -> Value {

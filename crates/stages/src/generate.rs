@@ -4,8 +4,10 @@
 //! shard are left as `.parts/<shard>`; whoever claims the shard next continues them.
 
 use crate::inputs;
-use crate::nets::{Frozen, Generator, GeneratorConfig};
+use crate::latent::LatentSource;
+use crate::nets::{DataShape, Frozen, Generator, GeneratorConfig};
 use crate::pretrain::precision;
+use crate::source::{PixelSource, Source};
 use crate::statistics::ClassTable;
 use crate::step::Step;
 use crate::synthesis::{FeedbackOf, Made, SUB_SEEDS, Synthesizer};
@@ -50,6 +52,8 @@ pub struct GenerateParams {
     pub precision: recipe::Precision,
     /// Feedback.
     pub feedback: Option<method::Feedback>,
+    /// What a latent generator is told about each image.
+    pub condition: Option<method::Condition>,
     /// The generator.
     pub diffusion: GeneratorConfig,
 }
@@ -164,8 +168,13 @@ pub(crate) fn open(step: &Step) -> Result<(GenerateParams, Factory, Set<'_>)> {
 pub(crate) fn append(file: &mut ImageShard, made: &Made) -> Result<()> {
     match &made.pixels {
         Some(pixels) => {
-            let row =
-                Row { index: made.index, group: -1, seed: made.seed, condition: None, flags: made.flags };
+            let row = Row {
+                index: made.index,
+                group: -1,
+                seed: made.seed,
+                condition: made.condition,
+                flags: made.flags,
+            };
             let ShardMeta { codec, shape: [height, width, channels], .. } = *file.meta();
             let image = Image::new(height, width, channels, pixels.clone())?;
             file.push(row, &codec.encode(&image)?, &made.criterion)
@@ -194,7 +203,7 @@ pub(crate) fn codec(named: &method::Codec) -> Result<Codec> {
 
 /// The networks of a set, loaded.
 pub struct Factory {
-    generator: Generator,
+    source: Box<dyn Source>,
     guide: Option<Frozen>,
     view: Option<View>,
     shape: [i64; 3],
@@ -209,11 +218,7 @@ impl Factory {
     /// 65 naming the tensor or file that does not fit.
     pub fn new(step: &Step, params: &GenerateParams, seed: u64) -> Result<Self> {
         let shape = step.data_shape()?;
-        let weights = match &params.diffusion.weights {
-            Some(file) => file.clone(),
-            None => step.stage_path("diffusion").join("model.safetensors"),
-        };
-        let generator = Generator::load(&params.diffusion, &weights, &shape)?;
+        let source = source(step, params, &shape)?;
         let (guide, statistics, view) = match (&params.feedback, &params.guide) {
             (Some(feedback), Some(name)) => {
                 let config: FeedbackConfig = feedback.parse()?;
@@ -221,13 +226,14 @@ impl Factory {
                     Criterion::Hardness => Some(ClassTable::read(step, name, config.hardness())?),
                     Criterion::Loss | Criterion::Entropy => None,
                 };
-                (Some(step.helper(name)?), statistics, Some(step.view_of(name)?))
+                let view = step.view_of(name)?.with_range(config.look.range);
+                (Some(step.helper(name)?), statistics, Some(view))
             }
             _ => (None, None, None),
         };
         let seed = Key::new(step.recipe().run.seed, "set").index(seed).hash();
         let [height, width] = shape.size;
-        Ok(Self { generator, guide, view, shape: [shape.channels, height, width], seed, statistics })
+        Ok(Self { source, guide, view, shape: [shape.channels, height, width], seed, statistics })
     }
 
     /// Ready to make batches.
@@ -245,7 +251,7 @@ impl Factory {
             _ => None,
         };
         Ok(Synthesizer {
-            generator: &self.generator,
+            source: &*self.source,
             sampler: params.sampler.parse()?,
             cfg_scale: params.cfg_scale,
             precision: precision(params.precision),
@@ -260,12 +266,26 @@ impl Factory {
     fn identity(&self, step: &Step, params: &GenerateParams) -> Result<Identity> {
         let guide = self.guide.as_ref().map_or("none", |guide| guide.hash.as_str());
         let facts = equipoise_nn::runtime::fingerprint()?;
-        let generator = &self.generator.hash;
+        let generator = self.source.hash();
         let codec = codec(&params.codec)?;
         let encoder = if codec.is_raw() { String::new() } else { format!(" encoder={ENCODER_VERSION}") };
         let facts = format!("{facts} {generator} {guide} {}{encoder}", params.batch);
         Ok(Identity::of(&format!("{} {facts}", step.identity())))
     }
+}
+
+/// The generator of a recipe: a folder of a latent diffusion, or a network over pixels.
+fn source(step: &Step, params: &GenerateParams, shape: &DataShape) -> Result<Box<dyn Source>> {
+    if let (Some(folder), Some(condition)) = (&params.diffusion.folder, &params.condition) {
+        return Ok(Box::new(LatentSource::open(step, folder, condition, &params.split, shape)?));
+    }
+    let weights = match &params.diffusion.weights {
+        Some(file) => file.clone(),
+        None => step.stage_path("diffusion").join("model.safetensors"),
+    };
+    let generator = Generator::load(&params.diffusion, &weights, shape)?;
+    let [height, width] = shape.size;
+    Ok(Box::new(PixelSource { generator, shape: [shape.channels, height, width] }))
 }
 
 /// A set being made.
@@ -361,7 +381,8 @@ impl<'a> Set<'a> {
     }
 
     /// The finished batches that an earlier claimant left, or an empty shard.
-    fn begin(&self, shard: &Shard, guided_steps: usize) -> Result<ImageShard> {
+    fn begin(&self, shard: &Shard, synthesizer: &Synthesizer<'_>) -> Result<ImageShard> {
+        let (source, guided_steps) = (synthesizer.source, synthesizer.guided_steps()?);
         let part = self.part_path(shard);
         if part.exists() {
             match verify(&part, Depth::Deep, &self.expect(shard, false)).and_then(|_| ImageShard::read(&part))
@@ -377,12 +398,12 @@ impl<'a> Set<'a> {
             identity: self.identity.to_string(),
             class: shard.class.0,
             class_name: self.classes[shard.class.0 as usize].clone(),
-            prompt: String::new(),
+            prompt: source.prompt(shard.class),
             first: shard.images.start,
             planned: shard.images.end - shard.images.start,
             shape: self.shape,
             codec: self.codec,
-            resize_filter: String::new(),
+            resize_filter: source.resize_filter().to_string(),
             criterion: self.criterion.clone(),
             guided_steps,
             reproducible: true,
@@ -398,7 +419,7 @@ impl<'a> Set<'a> {
         claims: &dyn Claims,
         on_batch: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<bool> {
-        let mut file = self.begin(shard, synthesizer.guided_steps()?)?;
+        let mut file = self.begin(shard, synthesizer)?;
         for batch in shard.batches() {
             if batch.images.start < file.next_index() {
                 continue;

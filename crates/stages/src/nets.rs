@@ -132,6 +132,8 @@ impl Generator {
 pub struct GeneratorConfig {
     /// Trained weights, if the recipe names some.
     pub weights: Option<std::path::PathBuf>,
+    /// Folder of a latent diffusion, which is then the generator instead.
+    pub folder: Option<std::path::PathBuf>,
     /// Network.
     pub model: method::DiffusionModel,
     /// Noise schedule.

@@ -26,7 +26,7 @@ struct PretrainParams {
 impl PretrainParams {
     fn network(&self) -> GeneratorConfig {
         let (model, schedule) = (self.model.clone(), self.schedule.clone());
-        GeneratorConfig { weights: None, model, schedule, prediction: self.prediction }
+        GeneratorConfig { weights: None, folder: None, model, schedule, prediction: self.prediction }
     }
 }
 

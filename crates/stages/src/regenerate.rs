@@ -174,6 +174,9 @@ impl ShardAudit<'_> {
         if row.seed != made.seed {
             differs.push(format!("seed: stored {:016x}, made {:016x}", row.seed, made.seed));
         }
+        if row.condition != made.condition {
+            differs.push(format!("condition: stored {:?}, made {:?}", row.condition, made.condition));
+        }
         if row.flags != made.flags {
             differs.push(format!("flags: stored {}, made {}", row.flags, made.flags));
         }
@@ -306,7 +309,14 @@ mod tests {
 
     fn made(index: u64, pixels: Option<u8>) -> Made {
         let criterion = if pixels.is_some() { vec![index as f32] } else { vec![] };
-        Made { index, seed: index, pixels: pixels.map(|value| vec![value, 0]), criterion, flags: Flags::NONE }
+        Made {
+            index,
+            seed: index,
+            pixels: pixels.map(|value| vec![value, 0]),
+            condition: None,
+            criterion,
+            flags: Flags::NONE,
+        }
     }
 
     #[test]

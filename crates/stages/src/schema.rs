@@ -28,6 +28,7 @@ pub fn print() -> Result<()> {
         ("Plan", of::<equipoise_workplan::PlanConfig>()),
         ("Codec", of::<equipoise_workplan::CodecConfig>()),
         ("Sampler", of::<equipoise_diffusion::sampler::SamplerConfig>()),
+        ("Condition", of::<equipoise_diffusion::condition_config::ConditionConfig>()),
         ("Feedback", of::<equipoise_diffusion::feedback::FeedbackConfig>()),
         ("Toy", of::<crate::toy::ToyParams>()),
     ];

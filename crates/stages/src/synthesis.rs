@@ -1,13 +1,12 @@
 //! One batch of images, whatever rank makes it: noise by identity, sampling, and the Bad-images contract.
 
-use crate::nets::{Frozen, Generator};
+use crate::nets::Frozen;
+use crate::source::{BatchId, Source};
 use crate::statistics::ClassTable;
-use equipoise_base::rng::Key;
 use equipoise_base::{ClassId, Result};
 use equipoise_diffusion::criterion::{ClassStatistics, Targets, Viewed};
 use equipoise_diffusion::feedback::{Feedback, FeedbackConfig};
-use equipoise_diffusion::guidance::ClassConditional;
-use equipoise_diffusion::sampler::{Sampled, Sampler, SamplerConfig, unobserved};
+use equipoise_diffusion::sampler::{Sampled, SamplerConfig, unobserved};
 use equipoise_diffusion::view::View;
 use equipoise_nn::{Precision, runtime};
 use equipoise_shards::Flags;
@@ -19,10 +18,13 @@ pub const SUB_SEEDS: u32 = 4;
 /// function of its identity, however often a set is completed.
 pub const MORE_SUB_SEEDS: u32 = 64;
 
+/// Purpose of an image's starting noise. The set's name is not in its key: sets of one seed are pairs.
+const START: &str = "noise/start";
+
 /// How images of a set are made.
 pub struct Synthesizer<'a> {
     /// The generator.
-    pub generator: &'a Generator,
+    pub source: &'a dyn Source,
     /// Sampler and steps.
     pub sampler: SamplerConfig,
     /// Scale of classifier-free guidance.
@@ -35,7 +37,7 @@ pub struct Synthesizer<'a> {
     pub seed: u64,
     /// Images of a batch: always this many are computed.
     pub batch: u64,
-    /// Channels, height, width.
+    /// Channels, height, width of a stored image.
     pub shape: [i64; 3],
 }
 
@@ -59,6 +61,8 @@ pub struct Made {
     pub seed: u64,
     /// Height × width × channels samples; `None` if every attempt was bad.
     pub pixels: Option<Vec<u8>>,
+    /// Row of the real image in its split that it was conditioned on.
+    pub condition: Option<u64>,
     /// Criterion at each guided step.
     pub criterion: Vec<f32>,
     /// What happened to it.
@@ -100,18 +104,27 @@ impl Synthesizer<'_> {
         let indices: Vec<u64> = (first..first + self.batch).collect();
         let sampled = self.sample(class, &indices, 0, self.precision)?;
         (0..keep as usize)
-            .map(|slot| {
-                let index = indices[slot];
-                let seed = self.start_key(class, index, 0).hash();
-                match judge(&sampled, slot) {
-                    Ok(pixels) => {
-                        let criterion = criterion_of(&sampled, slot);
-                        Ok(Made { index, seed, pixels: Some(pixels), criterion, flags: Flags::NONE })
-                    }
-                    Err(bad) => self.retry(class, index, bad, last),
+            .map(|slot| match judge(&sampled, slot) {
+                Ok(pixels) => {
+                    let made = self.identified(class, indices[slot], 0);
+                    Ok(Made { pixels: Some(pixels), criterion: criterion_of(&sampled, slot), ..made })
                 }
+                Err(bad) => self.retry(class, indices[slot], bad, last),
             })
             .collect()
+    }
+
+    /// An image of which nothing is known yet but who it is.
+    fn identified(&self, class: ClassId, index: u64, sub_seed: u32) -> Made {
+        let batch = BatchId { seed: self.seed, class, indices: &[index], sub_seed };
+        Made {
+            index,
+            seed: batch.key(START, index).hash(),
+            pixels: None,
+            condition: self.source.condition(&batch, index),
+            criterion: Vec::new(),
+            flags: Flags::NONE,
+        }
     }
 
     /// Non-finite: the same seed in fp32. Then, or if black or constant: sub-seeds. Each attempt is a whole batch of
@@ -127,18 +140,16 @@ impl Synthesizer<'_> {
             let sampled = self.sample(class, &indices, sub_seed, precision)?;
             if let Ok(pixels) = judge(&sampled, 0) {
                 flags = flags.with(Flags::RETRIED_FP32).with_sub_seed(sub_seed);
-                let seed = self.start_key(class, index, sub_seed).hash();
+                let made = self.identified(class, index, sub_seed);
                 return Ok(Made {
-                    index,
-                    seed,
                     pixels: Some(pixels),
                     criterion: criterion_of(&sampled, 0),
                     flags,
+                    ..made
                 });
             }
         }
-        let seed = self.start_key(class, index, 0).hash();
-        Ok(Made { index, seed, pixels: None, criterion: Vec::new(), flags })
+        Ok(Made { flags, ..self.identified(class, index, 0) })
     }
 
     /// Final images [N, C, H, W] in [-1, 1] with the criterion trace, for `indices` of a class.
@@ -152,33 +163,32 @@ impl Synthesizer<'_> {
         sub_seed: u32,
         precision: Precision,
     ) -> Result<Sampled> {
-        let device = runtime::device();
-        let start = self.noise(indices, device, |index| self.start_key(class, index, sub_seed));
-        let labels = Tensor::full([indices.len() as i64], i64::from(class.0), (Kind::Int64, device));
-        let Self { generator, cfg_scale, .. } = self;
-        let denoiser = ClassConditional::guided(
-            &generator.unet,
-            labels.shallow_clone(),
-            generator.null_label,
-            *cfg_scale,
-        );
-        let sampler = Sampler::new(&generator.schedule, generator.prediction, &self.sampler)?;
+        let (source, device) = (self.source, runtime::device());
+        let batch = BatchId { seed: self.seed, class, indices, sub_seed };
+        let start = batch.normals(&source.shape(), |index| batch.key(START, index));
+        let sampler = source.sampler(&self.sampler)?;
         let viewed = self.feedback.as_ref().map(|feedback| Viewed::new(feedback.guide, feedback.view));
         let feedback = match (&self.feedback, &viewed) {
             (Some(of), Some(viewed)) => {
+                let labels = Tensor::full([indices.len() as i64], i64::from(class.0), (Kind::Int64, device));
                 let targets = Targets { labels, statistics: of.statistics_of(class.0) };
-                Some(Feedback::new(&of.config, viewed, targets, generator.schedule.num_train_timesteps)?)
+                let feedback = Feedback::new(&of.config, viewed, targets, source.train_steps())?;
+                Some(match source.decoder() {
+                    Some(decoder) => feedback.through(decoder),
+                    None => feedback,
+                })
             }
             _ => None,
         };
         let mut step_noise = |step: usize| {
-            let key = |index| Key::new(self.seed, "noise/step").class(u64::from(class.0)).index(index);
-            // The sub-seed shares the step's 64 bits: steps are far fewer than 2^32.
-            let step = step as u64 | u64::from(sub_seed) << 32;
-            Ok(self.noise(indices, device, |index| key(index).step(step)))
+            Ok(batch.normals(&source.shape(), |index| batch.step_key("noise/step", index, step)))
         };
-        let sampled = precision.scope(device, || {
-            sampler.sample(&denoiser, &start, feedback.as_ref(), &mut step_noise, &mut unobserved)
+        let sampled = precision.scope(device, || -> Result<Option<Sampled>> {
+            let denoiser = source.bind(&batch, self.cfg_scale)?;
+            let sampled =
+                sampler.sample(&*denoiser, &start, feedback.as_ref(), &mut step_noise, &mut unobserved)?;
+            let images = |sampled: Sampled| Sampled { images: source.images(sampled.images), ..sampled };
+            Ok(sampled.map(images))
         })??;
         // `unobserved` never breaks off, so there is a result.
         sampled.ok_or_else(|| equipoise_base::Error::new(equipoise_base::ExitCode::Bug, "sampling broke off"))
@@ -190,26 +200,11 @@ impl Synthesizer<'_> {
     /// 78 if the sampler does not fit the generator.
     pub fn guided_steps(&self) -> Result<usize> {
         let Some(feedback) = &self.feedback else { return Ok(0) };
-        let sampler = Sampler::new(&self.generator.schedule, self.generator.prediction, &self.sampler)?;
-        let below = feedback.config.max_t * self.generator.schedule.num_train_timesteps as f64;
+        let sampler = self.source.sampler(&self.sampler)?;
+        let below = feedback.config.max_t * self.source.train_steps() as f64;
         let FeedbackConfig { every, offset, .. } = feedback.config;
         let applies = |(index, &t): (usize, &i64)| index % every == offset && (t as f64) < below;
         Ok(sampler.timesteps().iter().enumerate().filter(|&at| applies(at)).count())
-    }
-
-    /// The key of an image's starting noise. The set's name is not in it: sets of one seed are pairs.
-    fn start_key(&self, class: ClassId, index: u64, sub_seed: u32) -> Key<'static> {
-        Key::new(self.seed, "noise/start").class(u64::from(class.0)).index(index).step(u64::from(sub_seed))
-    }
-
-    fn noise<'k>(&self, indices: &[u64], device: Device, key: impl Fn(u64) -> Key<'k>) -> Tensor {
-        let [channels, height, width] = self.shape;
-        let each = (channels * height * width) as usize;
-        let mut values = vec![0f32; each * indices.len()];
-        for (chunk, &index) in values.chunks_mut(each).zip(indices) {
-            key(index).stream().fill_normal(chunk);
-        }
-        Tensor::from_slice(&values).view([indices.len() as i64, channels, height, width]).to_device(device)
     }
 }
 

@@ -14,4 +14,22 @@ macro_rules! kinds {
     };
 }
 
-kinds! { adm_unet, augment, clip_image_processor, clip_text, clip_tokenizer, clip_vision, ddim, ddpm_respaced, feedback_guidance, losses, lt_profile, metrics, resnet, stats }
+kinds! {
+    adm_unet,
+    augment,
+    autoencoder_kl,
+    clip_image_processor,
+    clip_text,
+    clip_tokenizer,
+    clip_vision,
+    ddim,
+    ddpm_respaced,
+    feedback_guidance,
+    losses,
+    lt_profile,
+    metrics,
+    resnet,
+    stats,
+    unclip_pipeline,
+    unet2d_condition,
+}

@@ -2,13 +2,16 @@
 //! the stages it reads; never its neighbours, so that adding an arm leaves the others as they are.
 
 use super::{Kind, Stage};
-use crate::recipe::{Classes, Helper, Set};
+use crate::recipe::{Classes, Diffusion, Helper, Set};
 use crate::resolved::Resolved;
 use crate::tree::canonical;
 use equipoise_base::{Error, Identity, Result, rng};
 use serde_json::{Map, Value, json};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The registry of a Hugging Face folder (`pretrained`).
+const LOCK: &str = "weights.lock.json";
 
 pub(super) struct Builder<'a> {
     resolved: &'a Resolved,
@@ -150,7 +153,7 @@ impl<'a> Builder<'a> {
 
     fn diffusion(&mut self) -> Result<()> {
         let diffusion = &self.resolved.recipe.diffusion;
-        if let (None, Some(split)) = (&diffusion.weights, &diffusion.train.split) {
+        if let (None, None, Some(split)) = (&diffusion.folder, &diffusion.weights, &diffusion.train.split) {
             let after = vec![format!("prepare.{split}")];
             self.add(Kind::Diffusion, "diffusion".into(), after, Value::Null, &|all| {
                 all["diffusion"].clone()
@@ -164,12 +167,15 @@ impl<'a> Builder<'a> {
         let recipe = &self.resolved.recipe;
         let mut after = vec![format!("prepare.{}", set.generate.split)];
         let mut content = Map::new();
-        match &recipe.diffusion.weights {
-            Some(file) => {
-                let weights = self.file_identity("diffusion.weights", file)?;
-                content.insert("generator".into(), json!(weights));
-            }
-            None => after.push("diffusion".into()),
+        let Diffusion { folder, weights, .. } = &recipe.diffusion;
+        if let Some(folder) = folder {
+            let identity = self.folder_identity("diffusion.folder", folder)?;
+            content.insert("generator".into(), json!(identity));
+        } else if let Some(file) = weights {
+            let identity = self.file_identity("diffusion.weights", file)?;
+            content.insert("generator".into(), json!(identity));
+        } else {
+            after.push("diffusion".into());
         }
         if let (Some(_), Some(guide)) = (&set.generate.feedback, &set.generate.guide)
             && let Some(helper) = recipe.classifiers.get(guide)
@@ -291,13 +297,37 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// Hash of the Hugging Face folder that a key names: of its lock if it has one, which says what every file must be,
+    /// else of all files.
+    fn folder_identity(&self, key: &str, folder: &Path) -> Result<Identity> {
+        let beside = folder
+            .file_name()
+            .map(|name| folder.with_file_name(format!("{}.{LOCK}", name.to_string_lossy())));
+        if let Some(lock) =
+            [Some(folder.join(LOCK)), beside].into_iter().flatten().find(|lock| lock.is_file())
+        {
+            return self.file_identity(key, &lock);
+        }
+        let mut files = Vec::new();
+        walk(folder, &mut files).map_err(|error| self.refused(key, folder, &error))?;
+        files.sort();
+        let mut lines = String::new();
+        for file in files {
+            let name = file.strip_prefix(folder).unwrap_or(&file).display().to_string();
+            lines.push_str(&format!("{name} {}\n", self.file_identity(key, &file)?));
+        }
+        Ok(Identity::of(&lines))
+    }
+
+    fn refused(&self, key: &str, path: &Path, error: &std::io::Error) -> Error {
+        let place = self.resolved.at(key).map(|node| format!("{}: ", node.origin)).unwrap_or_default();
+        Error::config(format!("{place}{key}: {}: {error}", path.display()))
+    }
+
     /// Hash of a file that a key names: of the hashes of its pieces, so that large weights are never held at once.
     fn file_identity(&self, key: &str, file: &Path) -> Result<Identity> {
         const PIECE: u64 = 16 << 20;
-        let refuse = |error: std::io::Error| {
-            let place = self.resolved.at(key).map(|node| format!("{}: ", node.origin)).unwrap_or_default();
-            Error::config(format!("{place}{key}: {}: {error}", file.display()))
-        };
+        let refuse = |error: std::io::Error| self.refused(key, file, &error);
         let mut reader = std::fs::File::open(file).map_err(refuse)?;
         let mut pieces = String::new();
         loop {
@@ -309,6 +339,18 @@ impl<'a> Builder<'a> {
             pieces.push_str(Identity::of_bytes(&piece).as_str());
         }
     }
+}
+
+/// Every file below a folder.
+fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => walk(&path, files)?,
+            false => files.push(path),
+        }
+    }
+    Ok(())
 }
 
 /// One training of an arm.

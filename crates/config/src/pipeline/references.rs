@@ -110,10 +110,17 @@ impl Checker<'_> {
     fn generator(&mut self) {
         let recipe = &self.resolved.recipe;
         let diffusion = &recipe.diffusion;
-        match (&diffusion.weights, &diffusion.train.split) {
-            (None, Some(split)) => self.split("diffusion.train.split", split),
-            (None, None) if !recipe.sets.is_empty() => {
-                self.wrong("sets", "sets need a generator: give diffusion.weights or diffusion.train.split");
+        match (&diffusion.folder, &diffusion.weights, &diffusion.train.split) {
+            (Some(_), Some(_), _) => {
+                self.wrong(
+                    "diffusion.folder",
+                    "diffusion.folder: there are diffusion.weights too; give one of them",
+                );
+            }
+            (None, None, Some(split)) => self.split("diffusion.train.split", split),
+            (None, None, None) if !recipe.sets.is_empty() => {
+                let ways = "diffusion.weights, diffusion.folder or diffusion.train.split";
+                self.wrong("sets", format!("sets need a generator: give {ways}"));
             }
             _ => {}
         }
@@ -137,6 +144,7 @@ impl Checker<'_> {
             self.seeds(&path, &set.seeds);
             self.variance(&path, set);
             self.hardness_keys(&path, set);
+            self.condition(&path, set);
             if set.generate.feedback.is_some() {
                 match &set.generate.guide {
                     Some(guide) => {
@@ -151,6 +159,24 @@ impl Checker<'_> {
                         .wrong(&path, format!("{path}: feedback needs a guide: name one of [classifiers]")),
                 }
             }
+        }
+    }
+
+    /// A latent generator must be told what to make; a pixel generator cannot be.
+    fn condition(&mut self, path: &str, set: &Set) {
+        let latent = self.resolved.recipe.diffusion.folder.is_some();
+        match (latent, &set.generate.condition) {
+            (true, None) => self.wrong(
+                path,
+                format!(
+                    "{path}: diffusion.folder needs a condition, such as [generate.condition] in default.toml"
+                ),
+            ),
+            (false, Some(_)) => {
+                let path = format!("{path}.condition");
+                self.wrong(&path, format!("{path}: only a generator of diffusion.folder takes one"));
+            }
+            _ => {}
         }
     }
 
