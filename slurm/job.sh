@@ -49,11 +49,12 @@ status=$?
 # mpirun kills its ranks two seconds after a TERM. USR2 it hands on to them, and they commit.
 {{ command }} &
 mpirun=$!
-trap 'kill -USR2 "$mpirun"' TERM USR2
+trap 'told=yes; kill -USR2 "$mpirun"' TERM USR2
 wait "$mpirun"
 status=$?
 # A signal ends `wait`, not mpirun.
-while kill -0 "$mpirun" 2> /dev/null; do
+while [ -v told ]; do
+    unset told
     wait "$mpirun"
     status=$?
 done

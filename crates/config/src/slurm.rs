@@ -189,6 +189,9 @@ fn job_problems(resolved: &Resolved, path: &str, job: &Job, problems: &mut Probl
             wrong("env", format!("{name:?} cannot name an environment variable"));
         }
     }
+    if let Some(Container { image, .. }) = job.container.as_ref().filter(|it| it.image.starts_with('-')) {
+        wrong("container", format!("image = {image:?} would be taken for an option"));
+    }
     if let Some(scratch) = job.scratch.as_ref().filter(|scratch| !scratch.starts_with(['/', '$'])) {
         wrong("scratch", format!("{scratch:?} must be an absolute path, or begin with a variable"));
     }
