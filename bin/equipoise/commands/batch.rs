@@ -152,8 +152,8 @@ fn end(job: &Job, status: i32) -> Result<ExitCode> {
     let limits = Limits { budget: slurm.requeue_budget, stalls: slurm.max_stalls };
     let (code, requeued, stalled, reason) = match decide(&ended, limits) {
         Decision::Finish(code, reason) => {
-            let said = outcome.map(|outcome| outcome.message);
-            (code, false, !ended.progressed, said.unwrap_or(reason))
+            let reason = reason.or(outcome.map(|outcome| outcome.message)).unwrap_or_default();
+            (code, false, !ended.progressed, reason)
         }
         Decision::Requeue { stalled } => {
             // Noted before it is done: the job may not live to note it afterwards.

@@ -96,6 +96,25 @@ pub fn check_unowned(run: &RunDir) -> Result<()> {
     }
 }
 
+/// Lets the jobs of a run that wait for a begin time start at once; returns how many. Slurm gives such a time to jobs that
+/// it has requeued itself.
+///
+/// # Errors
+/// 74, 78 if Slurm gives no answer.
+pub fn release(run: &RunDir) -> Result<usize> {
+    let (commands, jobs) = (Commands::default(), recorded(run)?);
+    let mut released = 0;
+    for (_, rows) in live(&commands, &jobs)? {
+        for row in rows.iter().filter(|row| row.reason.as_deref() == Some("BeginTime")) {
+            let job = row.task.as_ref().map_or(row.job.clone(), |task| format!("{}_{task}", row.job));
+            let arguments = ["update".to_string(), format!("JobId={job}"), "StartTime=now".to_string()];
+            // Best effort: it starts by itself in two minutes.
+            released += usize::from(commands.run("scontrol", &arguments).is_ok());
+        }
+    }
+    Ok(released)
+}
+
 /// The right to submit and to cancel jobs of a run; and its journal.
 pub struct Desk {
     run: RunDir,

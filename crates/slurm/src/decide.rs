@@ -31,8 +31,8 @@ pub struct Limits {
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// End the job with this code.
-    Finish(ExitCode, String),
+    /// End the job with this code, for this reason; without one the outcome tells it.
+    Finish(ExitCode, Option<String>),
     /// Queue it again; whether this attempt made nothing.
     Requeue {
         /// Nothing was finished.
@@ -53,11 +53,11 @@ pub fn decide(ended: &Ended, limits: Limits) -> Decision {
              no time to work",
             ended.stalls + 1
         );
-        return Decision::Finish(ExitCode::NoProgress, message);
+        return Decision::Finish(ExitCode::NoProgress, Some(message));
     }
     if ended.requeues >= limits.budget {
         let message = format!("the budget of {} requeues is spent (slurm.requeue_budget)", limits.budget);
-        return Decision::Finish(ExitCode::Requeue, message);
+        return Decision::Finish(ExitCode::Requeue, Some(message));
     }
     Decision::Requeue { stalled }
 }
@@ -83,17 +83,18 @@ const STOPPED_BY_TERM: i32 = 143;
 /// 128 + SIGUSR2.
 const STOPPED_BY_USR2: i32 = 140;
 
-fn reason(ended: &Ended, code: ExitCode) -> String {
+fn reason(ended: &Ended, code: ExitCode) -> Option<String> {
     match (ended.outcome, ended.status) {
-        (Some(_), _) => code.meaning().to_string(),
-        (None, 0) if ended.writes_outcomes => "the step ended with 0 but left no outcome.json".into(),
-        (None, status @ 129..) => format!(
+        (Some(_), _) => None,
+        (None, 0) if ended.writes_outcomes => Some("the step ended with 0 but left no outcome.json".into()),
+        (None, 0) => Some(code.meaning().into()),
+        (None, status @ 129..) => Some(format!(
             "the step was killed by signal {}; what it had committed is kept (signal 9 often means out of memory: slurm.mem)",
             status - 128
-        ),
-        (None, status) => {
-            format!("the step ended with status {status} before it could record why: see the job's log")
-        }
+        )),
+        (None, status) => Some(format!(
+            "the step ended with status {status} before it could record why: see the log of the job"
+        )),
     }
 }
 
