@@ -27,7 +27,13 @@ impl Dir {
     }
 
     /// Runs `equipoise` here, away from the settings of whoever runs the tests.
+    #[allow(dead_code, reason = "each suite uses its part of this file")]
     pub fn equipoise(&self, args: &[&str]) -> Ran {
+        Ran::of(&mut self.command(args))
+    }
+
+    /// The command, to be changed before it is run.
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_equipoise"));
         command
             .args(args)
@@ -35,7 +41,7 @@ impl Dir {
             .env("HOME", self.path())
             .env("EQUIPOISE_HOME", REPOSITORY);
         command.env_remove("XDG_CONFIG_HOME").env_remove("EQUIPOISE_SITE");
-        Ran::new(command.output().unwrap())
+        command
     }
 }
 
@@ -47,7 +53,12 @@ pub struct Ran {
 }
 
 impl Ran {
-    fn new(output: Output) -> Self {
+    /// Runs a command.
+    pub fn of(command: &mut Command) -> Self {
+        Self::new(command.output().unwrap())
+    }
+
+    pub fn new(output: Output) -> Self {
         Self {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8(output.stdout).unwrap(),

@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod batch;
 mod cancel;
 mod completions;
 mod config;
@@ -12,6 +13,7 @@ mod resume;
 mod run;
 mod shards;
 mod status;
+mod submit;
 mod verify;
 mod weights;
 
@@ -26,6 +28,7 @@ pub enum Command {
     Init(init::Args),
     Plan(plan::Args),
     Run(run::Args),
+    Submit(submit::Args),
     Resume(resume::Args),
     Cancel(cancel::Args),
     Status(status::Args),
@@ -37,6 +40,7 @@ pub enum Command {
     Weights(weights::Args),
     Config(config::Args),
     Completions(completions::Args),
+    Batch(batch::Args),
 }
 
 impl Command {
@@ -46,6 +50,7 @@ impl Command {
             Command::Init(args) => init::run(args),
             Command::Plan(args) => plan::run(args),
             Command::Run(args) => run::run(args),
+            Command::Submit(args) => submit::run(args),
             Command::Resume(args) => resume::run(args),
             Command::Cancel(args) => cancel::run(args),
             Command::Status(args) => status::run(args),
@@ -57,6 +62,7 @@ impl Command {
             Command::Weights(args) => weights::run(args),
             Command::Config(args) => config::run(args),
             Command::Completions(args) => completions::run(args),
+            Command::Batch(args) => batch::run(args),
         }
     }
 

@@ -4,7 +4,7 @@
 //! config.toml  identity.json  slurm/  report.html
 //! stages/<stage>[.<arm>][.k<set>][.s<seed>]/
 //!     lock/  identity.json  journal.jsonl  metrics.jsonl  outcome.json  status.json
-//!     ckpt/step-00012345/  logs/<attempt>/rank-0000.log  .parts/
+//!     ckpt/step-00012345/  logs/<attempt>/rank-0000.log  .parts/  tasks/<task>/
 //! sets/<set>/<class>/  sets/<set>/<class>/.parts/
 //! features/<extractor>/<split>.h5
 //! ```
@@ -248,6 +248,12 @@ impl StageDir {
     /// The identity of the stage.
     pub fn identity(&self) -> PathBuf {
         self.root.join("identity.json")
+    }
+
+    /// What one task of an array job says of itself (`outcome.json`, `status.json`): tasks end in any order.
+    #[must_use]
+    pub fn task(&self, task: u64) -> Self {
+        Self { root: self.root.join("tasks").join(task.to_string()), key: self.key.clone() }
     }
 
     /// What happened, one line per event.

@@ -1,0 +1,160 @@
+//! What a batch script does when its step has ended.
+
+use crate::site::Site;
+use serde_json::Value;
+
+fn events(site: &Site, stage: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(site.dir.path().join(format!("run/slurm/{stage}.jsonl"))).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn requeues(site: &Site) -> usize {
+    site.slurm.calls().iter().filter(|call| call.starts_with("scontrol requeue")).count()
+}
+
+fn submitted(keys: &str) -> Site {
+    let site = Site::with(keys);
+    site.submit().ok();
+    site
+}
+
+#[test]
+fn a_stage_that_is_done_ends_well() {
+    let site = submitted("");
+    let output = site.attempt("train.g", Some(("done", 7)), 0);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(requeues(&site), 0);
+    let events = events(&site, "train.g");
+    assert_eq!((&events[0]["event"], &events[0]["nodes"]), (&"begin".into(), &"n1".into()));
+    assert_eq!((&events[1]["event"], &events[1]["code"]), (&"end".into(), &"done".into()));
+}
+
+#[test]
+fn a_stopped_stage_is_queued_again_and_soon() {
+    let site = submitted("");
+    let job = site.job("train.g");
+    let output = site.attempt("train.g", Some(("requeue", 3)), 75);
+    assert_eq!(output.status.code(), Some(75));
+    assert_eq!(
+        (site.slurm.get(&job, "state"), site.slurm.get(&job, "restarts")),
+        ("PENDING".into(), "1".into())
+    );
+    assert_eq!(site.slurm.get(&job, "start"), "StartTime=now+10");
+    // Its next attempt finishes the stage; the outcome of the first is not taken for its own.
+    let output = site.attempt("train.g", None, 0);
+    assert_eq!(output.status.code(), Some(101));
+    let site = submitted("requeue_delay = 0");
+    site.attempt("train.g", Some(("requeue", 3)), 75);
+    assert_eq!(site.slurm.get(&site.job("train.g"), "start"), "");
+}
+
+#[test]
+fn the_outcome_is_believed_before_the_status() {
+    let site = submitted("");
+    // mpirun says 137, but all ranks had committed.
+    assert_eq!(site.attempt("train.g", Some(("requeue", 1)), 137).status.code(), Some(75));
+    assert_eq!(requeues(&site), 1);
+    assert_eq!(site.attempt("prepare.train", Some(("bad_data", 0)), 0).status.code(), Some(65));
+    assert_eq!(requeues(&site), 1);
+}
+
+/// Only 75 is requeued: above all no failing configuration.
+#[test]
+fn failures_are_final() {
+    let site = submitted("");
+    for (name, status) in [
+        ("config", 78),
+        ("owned", 69),
+        ("non_finite", 71),
+        ("no_space", 73),
+        ("io", 74),
+        ("bug", 101),
+        ("check_failed", 1),
+    ] {
+        let output = site.attempt("train.g", Some((name, 0)), status);
+        assert_eq!(output.status.code(), Some(status), "{name}");
+    }
+    assert_eq!(site.attempt("train.g", None, 137).status.code(), Some(74));
+    assert_eq!(requeues(&site), 0);
+}
+
+/// F20.
+#[test]
+fn a_storm_stops_with_70() {
+    let site = submitted("");
+    let codes: Vec<_> =
+        (0..3).map(|_| site.attempt("train.g", Some(("requeue", 0)), 75).status.code().unwrap()).collect();
+    assert_eq!(codes, [75, 75, 70]);
+    assert_eq!(requeues(&site), 2);
+    let last = events(&site, "train.g").pop().unwrap();
+    assert!(last["reason"].as_str().unwrap().contains("without finishing a single batch or step"), "{last}");
+    // One batch in between forgives.
+    let site = submitted("");
+    let codes: Vec<_> = [0, 0, 1, 0, 0, 0]
+        .map(|made| site.attempt("train.g", Some(("requeue", made)), 75).status.code().unwrap())
+        .into();
+    assert_eq!(codes, [75, 75, 75, 75, 75, 70]);
+}
+
+#[test]
+fn a_spent_budget_leaves_the_rest_to_resume() {
+    let site = submitted("requeue_budget = 1");
+    assert_eq!(site.attempt("train.g", Some(("requeue", 1)), 75).status.code(), Some(75));
+    let output = site.attempt("train.g", Some(("requeue", 1)), 75);
+    assert_eq!((output.status.code(), requeues(&site)), (Some(75), 1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("slurm.requeue_budget"));
+    assert_eq!(site.slurm.get(&site.job("train.g"), "state"), "FAILED");
+}
+
+/// F28: PreemptMode=REQUEUE was faster.
+#[test]
+fn what_slurm_has_requeued_is_not_requeued_again() {
+    let site = submitted("");
+    let meanwhile = r#"echo PENDING > "$JOB/state"; echo 1 > "$JOB/restarts""#;
+    let output = site.attempt_that("train.g", Some(("requeue", 1)), 75, meanwhile);
+    assert_eq!((output.status.code(), requeues(&site)), (Some(75), 0));
+    let job = site.job("train.g");
+    assert_eq!(
+        (site.slurm.get(&job, "restarts"), site.slurm.get(&job, "start")),
+        ("1".into(), "StartTime=now+10".into())
+    );
+}
+
+/// F28: the request was carried out, but its answer got lost.
+#[test]
+fn a_requeue_that_timed_out_is_not_repeated() {
+    let site = submitted("");
+    let text = "slurm_requeue error: Socket timed out on send/recv operation";
+    site.slurm.fail("scontrol-requeue", 1, text, true);
+    let output = site.attempt("train.g", Some(("requeue", 1)), 75);
+    assert_eq!((output.status.code(), requeues(&site)), (Some(75), 1));
+    assert_eq!(site.slurm.get(&site.job("train.g"), "restarts"), "1");
+}
+
+#[test]
+fn a_cancelled_job_does_not_rise_again() {
+    let site = submitted("");
+    let output = site.attempt_that("train.g", Some(("requeue", 1)), 75, r#"echo COMPLETING > "$JOB/state""#);
+    assert_eq!((output.status.code(), requeues(&site)), (Some(75), 0));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("it was ended on purpose"));
+}
+
+#[test]
+fn a_site_that_does_not_requeue_leaves_the_rest_to_resume() {
+    let site = submitted("");
+    let text = "slurm_requeue error: Requested operation is presently disabled";
+    site.slurm.fail("scontrol-requeue", 1, text, false);
+    let output = site.attempt("train.g", Some(("requeue", 1)), 75);
+    assert_eq!(output.status.code(), Some(75));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("presently disabled"));
+    // Nothing is queued for it any more; resume submits it again, and what waited for it with it.
+    site.equipoise(&["resume", "run"]).ok();
+    assert!(site.slurm.jobs().len() > crate::site::STAGES);
+}
+
+#[test]
+fn the_batch_command_is_for_jobs() {
+    let site = Site::new();
+    let said = site.equipoise(&["batch", "begin", "--run", "run", "--stage", "train.g"]).fails(64);
+    assert!(said.contains("SLURM_JOB_ID is not set"), "{said}");
+}
