@@ -53,7 +53,7 @@ impl ResnetBlock2D {
     pub(crate) fn forward(&self, x: &Tensor, embedding: Option<&Tensor>) -> Tensor {
         let mut hidden = self.conv1.forward(&self.norm1.forward(x).silu());
         if let (Some(project), Some(embedding)) = (&self.time_emb_proj, embedding) {
-            hidden = hidden + project.forward(embedding).unsqueeze(-1).unsqueeze(-1);
+            hidden += project.forward(embedding).unsqueeze(-1).unsqueeze(-1);
         }
         let hidden = self.conv2.forward(&self.norm2.forward(&hidden).silu());
         match &self.conv_shortcut {

@@ -107,7 +107,7 @@ impl UNet2DConditionModel {
     ) -> Tensor {
         let mut embedding = self.time_embedding.forward(&sinusoid(t, self.half).to_kind(sample.kind()));
         match (&self.class_embedding, class_labels) {
-            (Some(embed), Some(labels)) => embedding = embedding + embed.forward(labels),
+            (Some(embed), Some(labels)) => embedding += embed.forward(labels),
             (None, None) => {}
             _ => panic!("class labels if and only if the network has a class embedding"),
         }
