@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Stands for the name of the class in a sentence.
-const LABEL: &str = "{label}";
+const CLASS: &str = "{class}";
 
 /// Stands for the name of the context in a sentence.
 const CONTEXT: &str = "{context}";
@@ -19,25 +19,22 @@ const QUANTIFIERS: [&str; 3] = ["a", "several", "a school of"];
 
 /// Template of a prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(untagged)]
 pub enum PromptConfig {
-    /// The label alone (seed 002).
-    Label {},
-    /// "a photo of a {label}" (CLIP).
-    Clip {},
-    /// "{label} in {context}" (seed 002 on NICO++).
-    Context {},
-    /// "A photo of {quantifier} {label} in {place}.", three quantifiers for each place where the class can be found
-    /// (seed 000, Section 1.1); an image draws one of them.
-    Special {
-        /// Compatible pairs: lines of label, tab, place. Places may be spelt as Places-365 does.
-        places: PathBuf,
-    },
-    /// Any sentence that holds {label}, and {context} where classes have contexts.
-    Custom {
-        /// The sentence.
-        text: String,
-    },
+    /// A sentence with {class} in it and, where classes have contexts, {context}: "{class}" (seed 002), "a photo of a
+    /// {class}" (CLIP), "{class} in {context}" (seed 002 on NICO++).
+    Sentence(String),
+    /// Special templates: "A photo of {quantifier} {class} in {place}.", three quantifiers for each place where the
+    /// class can be found (seed 000, Section 1.1); an image draws one of them.
+    Special(SpecialTemplates),
+}
+
+/// Special templates.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SpecialTemplates {
+    /// Compatible pairs: lines of class, tab, place. Places may be spelt as Places-365 does.
+    pub places: PathBuf,
 }
 
 /// Sentences of every class.
@@ -48,23 +45,18 @@ pub struct Prompts {
 }
 
 impl PromptConfig {
-    /// The sentences of classes with these labels.
+    /// The sentences of classes with these names.
     ///
     /// # Errors
-    /// 78 if a sentence has no place for the label; 65 naming the line of the places' file that fits no class, or the
-    /// class that has no place; 74 if the file cannot be read.
-    pub fn build(&self, labels: &[String]) -> Result<Prompts> {
-        let filled =
-            |sentence: &str| labels.iter().map(|label| vec![sentence.replace(LABEL, label)]).collect();
+    /// 78 if the sentence is empty; 65 naming the line of the places' file that fits no class, or the class that has no
+    /// place; 74 if the file cannot be read.
+    pub fn build(&self, classes: &[String]) -> Result<Prompts> {
         let sentences = match self {
-            PromptConfig::Label {} => filled(LABEL),
-            PromptConfig::Clip {} => filled("a photo of a {label}"),
-            PromptConfig::Context {} => filled("{label} in {context}"),
-            PromptConfig::Custom { text } => {
-                ensure!(text.contains(LABEL), Config, "prompt.text = \"{text}\": want {LABEL} in it");
-                filled(text)
+            PromptConfig::Sentence(text) => {
+                ensure!(!text.trim().is_empty(), Config, "prompt is empty: try \"a photo of a {CLASS}\"");
+                classes.iter().map(|class| vec![text.replace(CLASS, class)]).collect()
             }
-            PromptConfig::Special { places } => special(places, labels)?,
+            PromptConfig::Special(SpecialTemplates { places }) => special(places, classes)?,
         };
         Ok(Prompts { sentences })
     }
@@ -94,25 +86,25 @@ impl Prompts {
 }
 
 /// Three quantifiers for each compatible place, in the order of the file.
-fn special(file: &Path, labels: &[String]) -> Result<Vec<Vec<String>>> {
-    let known: BTreeMap<&str, usize> = labels.iter().map(String::as_str).zip(0..).collect();
-    let (mut sentences, mut seen) = (vec![Vec::new(); labels.len()], BTreeSet::new());
+fn special(file: &Path, classes: &[String]) -> Result<Vec<Vec<String>>> {
+    let known: BTreeMap<&str, usize> = classes.iter().map(String::as_str).zip(0..).collect();
+    let (mut sentences, mut seen) = (vec![Vec::new(); classes.len()], BTreeSet::new());
     let text = text::read(file)?;
     for (number, line) in text::lines(&text) {
         let place = format!("{}:{number}", file.display());
-        let Some((label, found)) = line.split_once('\t') else {
-            bail!(BadData, "{place}: want a label, a tab and a place")
+        let Some((name, found)) = line.split_once('\t') else {
+            bail!(BadData, "{place}: want a class, a tab and a place")
         };
-        let (label, found) = (label.trim(), in_words(found));
-        let Some(&class) = known.get(label) else { bail!(BadData, "{place}: no class is called '{label}'") };
+        let (name, found) = (name.trim(), in_words(found));
+        let Some(&class) = known.get(name) else { bail!(BadData, "{place}: no class is called '{name}'") };
         ensure!(!found.is_empty(), BadData, "{place}: no place after the tab");
         if seen.insert((class, found.clone())) {
-            let sentence = |quantifier| format!("A photo of {quantifier} {label} in {found}.");
+            let sentence = |quantifier| format!("A photo of {quantifier} {name} in {found}.");
             sentences[class].extend(QUANTIFIERS.map(sentence));
         }
     }
     if let Some(class) = sentences.iter().position(Vec::is_empty) {
-        bail!(BadData, "{}: no place for the class '{}'", file.display(), labels[class]);
+        bail!(BadData, "{}: no place for the class '{}'", file.display(), classes[class]);
     }
     Ok(sentences)
 }
@@ -133,25 +125,31 @@ fn in_words(place: &str) -> String {
 mod tests {
     use super::*;
 
-    fn labels() -> Vec<String> {
+    fn classes() -> Vec<String> {
         ["sea lion", "plane"].map(str::to_string).to_vec()
     }
 
-    fn config(json: &str) -> PromptConfig {
-        serde_json::from_str(json).unwrap()
+    fn sentence(text: &str) -> Prompts {
+        PromptConfig::Sentence(text.into()).build(&classes()).unwrap()
     }
 
     #[test]
-    fn one_sentence_templates() {
-        let of = |json: &str, context: &str| config(json).build(&labels()).unwrap().of(0, context).unwrap();
-        assert_eq!(of(r#"{"kind":"label"}"#, ""), ["sea lion"]);
-        assert_eq!(of(r#"{"kind":"clip"}"#, ""), ["a photo of a sea lion"]);
-        assert_eq!(of(r#"{"kind":"context"}"#, "autumn"), ["sea lion in autumn"]);
-        assert_eq!(of(r#"{"kind":"custom","text":"{label}, {context}!"}"#, "rock"), ["sea lion, rock!"]);
-        assert!(config(r#"{"kind":"custom","text":"a dog"}"#).build(&labels()).is_err());
-        let error = config(r#"{"kind":"context"}"#).build(&labels()).unwrap().of(1, "").unwrap_err();
+    fn sentences_name_class_and_context() {
+        assert_eq!(sentence("{class}").of(0, "").unwrap(), ["sea lion"]);
+        assert_eq!(sentence("a {class}, one {class}").of(1, "").unwrap(), ["a plane, one plane"]);
+        let nico = sentence("{class} in {context}");
+        assert_eq!(nico.of(0, "autumn").unwrap(), ["sea lion in autumn"]);
+        let error = nico.of(1, "").unwrap_err();
         assert!(error.message().contains("\"plane in {context}\" wants a context"), "{error}");
-        assert!(serde_json::from_str::<PromptConfig>(r#"{"kind":"clip","text":"x"}"#).is_err());
+        assert!(PromptConfig::Sentence(" ".into()).build(&classes()).is_err());
+    }
+
+    #[test]
+    fn spellings_in_a_recipe() {
+        let read = |json: &str| serde_json::from_str::<PromptConfig>(json);
+        assert_eq!(read(r#""a {class}""#).unwrap(), PromptConfig::Sentence("a {class}".into()));
+        assert!(matches!(read(r#"{"places": "a.tsv"}"#).unwrap(), PromptConfig::Special(_)));
+        assert!(read(r#"{"place": "a.tsv"}"#).is_err());
     }
 
     #[test]
@@ -160,9 +158,11 @@ mod tests {
         let file = dir.path().join("places.tsv");
         let build = |text: &str| {
             std::fs::write(&file, text).unwrap();
-            PromptConfig::Special { places: file.clone() }.build(&labels())
+            PromptConfig::Special(SpecialTemplates { places: file.clone() }).build(&classes())
         };
-        let prompts = build("# who is where\nplane\t/a/airfield\nsea lion\tocean\nplane\t/b/bus_station/indoor\nplane\t/a/airfield\n").unwrap();
+        let places = "# who is where\nplane\t/a/airfield\nsea lion\tocean\n";
+        let again = "plane\t/b/bus_station/indoor\nplane\t/a/airfield\n";
+        let prompts = build(&format!("{places}{again}")).unwrap();
         assert_eq!(prompts.of(0, "").unwrap()[1], "A photo of several sea lion in ocean.");
         let plane = prompts.of(1, "").unwrap();
         assert_eq!((plane.len(), plane[3].as_str()), (6, "A photo of a plane in bus station indoor."));
@@ -172,7 +172,7 @@ mod tests {
         let message = |text: &str| build(text).unwrap_err().message().to_string();
         assert!(message("plane\tsky\n").ends_with("no place for the class 'sea lion'"));
         assert!(message("plane\tsky\ncar\troad\n").contains("places.tsv:2: no class is called 'car'"));
-        assert!(message("plane sky\n").contains("places.tsv:1: want a label, a tab"));
+        assert!(message("plane sky\n").contains("places.tsv:1: want a class, a tab"));
         assert!(message("plane\t \n").contains("places.tsv:1"));
     }
 }
