@@ -4,7 +4,7 @@ use crate::util::Dir;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "init",
     "plan",
     "run",
@@ -16,6 +16,7 @@ const COMMANDS: [&str; 13] = [
     "shards",
     "verify",
     "doctor",
+    "weights",
     "config",
     "completions",
 ];

@@ -8,3 +8,4 @@ mod plan;
 mod runs;
 mod steps;
 mod util;
+mod weights;

@@ -13,13 +13,17 @@ use std::process::Command;
 /// Check this machine and this installation.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  equipoise doctor\n  equipoise doctor --root /scratch/me --output json\n\n\
+    after_help = "Examples:\n  equipoise doctor\n  equipoise doctor --root /scratch/me --output json\n  \
+    equipoise doctor --weights models/stable-diffusion-2-1-unclip\n\n\
     Exits 1 if a check fails."
 )]
 pub struct Args {
     /// Where runs are to be made.
     #[arg(long, value_name = "DIR", default_value = ".")]
     root: PathBuf,
+    /// Check this Hugging Face folder instead: components, parameters, types, hashes.
+    #[arg(long, value_name = "DIR", conflicts_with = "root")]
+    weights: Option<PathBuf>,
     /// How to print.
     #[arg(long, value_enum, default_value_t)]
     output: Format,
@@ -42,6 +46,9 @@ impl Finding {
 
 /// Checks.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    if let Some(dir) = &args.weights {
+        return super::weights::check(dir, args.output);
+    }
     let mut findings = vec![Finding::new("equipoise", Ok(format!("build {BUILD_ID}")))];
     findings.extend(steps::PROGRAMS.map(program));
     findings.extend(libraries());

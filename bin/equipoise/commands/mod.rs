@@ -13,6 +13,7 @@ mod run;
 mod shards;
 mod status;
 mod verify;
+mod weights;
 
 use clap::Subcommand;
 use equipoise_base::{Error, ExitCode, Result};
@@ -33,6 +34,7 @@ pub enum Command {
     Shards(shards::Args),
     Verify(verify::Args),
     Doctor(doctor::Args),
+    Weights(weights::Args),
     Config(config::Args),
     Completions(completions::Args),
 }
@@ -52,6 +54,7 @@ impl Command {
             Command::Shards(args) => shards::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Doctor(args) => doctor::run(args),
+            Command::Weights(args) => weights::run(args),
             Command::Config(args) => config::run(args),
             Command::Completions(args) => completions::run(args),
         }

@@ -58,9 +58,8 @@ fn checked(files: &WeightFiles, name: &str, tensor: &TensorInfo, want: &[i64]) -
     let file = files.file_of(tensor).display();
     let have: Vec<i64> = tensor.shape.iter().map(|&size| size as i64).collect();
     ensure!(have == want, BadData, "{file}: tensor '{name}' is {have:?}, the model wants {want:?}");
-    let kind = kind_of(tensor.dtype).filter(|kind| {
-        matches!(kind, Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double) || tensor.shape.is_empty()
-    });
+    // Counters, such as BatchNorm's, are whole numbers.
+    let kind = kind_of(tensor.dtype).filter(|_| tensor.is_float() || tensor.shape.is_empty());
     kind.ok_or_else(|| Error::data(format!("{file}: tensor '{name}' has dtype {:?}", tensor.dtype)))
 }
 

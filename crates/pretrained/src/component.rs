@@ -111,8 +111,24 @@ impl Component {
         Ok(files)
     }
 
-    /// Files that decide what the component computes, in order: text and the weights that would be loaded.
-    pub(crate) fn deciding_files(&self) -> Result<Vec<PathBuf>> {
+    /// The recorded hashes, if there are any.
+    pub fn lock(&self) -> Option<&Lock> {
+        self.lock.as_ref()
+    }
+
+    /// Whether there are weights; tokenizers and schedulers have none.
+    ///
+    /// # Errors
+    /// 74 if the folder cannot be listed.
+    pub fn has_weights(&self) -> Result<bool> {
+        locate::has_weights(&self.dir)
+    }
+
+    /// Files that decide what the component computes, in name order: text and the weights that would be loaded.
+    ///
+    /// # Errors
+    /// As [`Component::weights`], but files are not opened.
+    pub fn deciding_files(&self) -> Result<Vec<PathBuf>> {
         let mut files = locate::texts(&self.dir)?;
         if locate::has_weights(&self.dir)? {
             files.extend(locate::weights(&self.dir)?.files());

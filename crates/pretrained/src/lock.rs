@@ -3,7 +3,7 @@
 //! Weights are looked for by people, mirrored, converted and copied. With a lock, what is loaded is what was recorded, or
 //! nothing is loaded. SHA-256 because that is what model hubs print beside a file.
 
-use crate::component::read_text;
+use crate::component::{Component, read_text};
 use crate::folder::{Folder, INDEX};
 use equipoise_base::{Error, ExitCode, Identity, Result, ResultExt as _, ensure};
 use serde::{Deserialize, Serialize};
@@ -82,6 +82,14 @@ impl Lock {
         Self::of_files(folder.path(), &paths)
     }
 
+    /// [`Lock::of`] for a component that stands alone.
+    ///
+    /// # Errors
+    /// As [`Lock::of`].
+    pub fn of_component(component: &Component) -> Result<Self> {
+        Self::of_files(component.dir(), &component.deciding_files()?)
+    }
+
     fn of_files(root: &Path, paths: &[PathBuf]) -> Result<Self> {
         let record = |path: &PathBuf| Ok((relative(root, path), Record::of(path)?));
         let files = paths.iter().map(record).collect::<Result<_>>()?;
@@ -93,14 +101,16 @@ impl Lock {
     /// # Errors
     /// 65 if it is not a lock, 74 if it cannot be read.
     pub fn find(root: &Path) -> Result<Option<Self>> {
-        let beside = root.file_name().map(|name| {
-            let mut name = name.to_owned();
-            name.push(".");
-            name.push(NAME);
-            root.with_file_name(name)
-        });
-        let mut places = [Some(root.join(NAME)), beside].into_iter().flatten();
+        let mut places = [root.join(NAME), Self::beside(root)].into_iter();
         places.find(|path| path.is_file()).map(|path| Self::read(root, path)).transpose()
+    }
+
+    /// Where the lock of a folder is that cannot be written to: `FOLDER.weights.lock.json` in its parent.
+    pub fn beside(root: &Path) -> PathBuf {
+        let mut name = root.file_name().unwrap_or_default().to_owned();
+        name.push(".");
+        name.push(NAME);
+        root.with_file_name(name)
     }
 
     fn read(root: &Path, path: PathBuf) -> Result<Self> {
@@ -119,6 +129,11 @@ impl Lock {
     /// Where it is, or belongs.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The record of a file of the folder.
+    pub fn record(&self, path: &Path) -> Option<&Record> {
+        self.files.get(&relative(&self.root, path))
     }
 
     /// Records by path from the folder, with forward slashes.

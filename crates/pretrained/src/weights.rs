@@ -27,6 +27,11 @@ impl TensorInfo {
     pub fn count(&self) -> u64 {
         self.shape.iter().map(|&size| size as u64).product()
     }
+
+    /// Whether it holds floating-point numbers of a common kind.
+    pub fn is_float(&self) -> bool {
+        matches!(self.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
+    }
 }
 
 /// The weight files of a component.
@@ -92,9 +97,9 @@ impl WeightFiles {
         self.files.iter().map(|(path, _)| path.as_path())
     }
 
-    /// Number of values of all tensors.
+    /// Number of parameters: floating-point values. Old files hold tables of positions too.
     pub fn count(&self) -> u64 {
-        self.tensors.values().map(TensorInfo::count).sum()
+        self.tensors.values().filter(|tensor| tensor.is_float()).map(TensorInfo::count).sum()
     }
 
     /// Size of all tensors in bytes.
