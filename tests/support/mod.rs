@@ -17,6 +17,7 @@ pub fn equipoise(arguments: &[&str]) -> Command {
 }
 
 /// `equipoise run` of the tiny recipe in `run`.
+#[allow(dead_code, reason = "each suite uses its part of this file")]
 pub fn run(run: &Path, ranks: usize, sets: &[&str]) -> Command {
     run_recipe("tiny", run, ranks, sets)
 }

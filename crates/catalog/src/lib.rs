@@ -8,6 +8,7 @@ pub mod groups;
 pub mod labels;
 pub mod list;
 pub mod profile;
+pub mod prompts;
 pub mod select;
 pub mod shots;
 pub mod source;

@@ -1,0 +1,106 @@
+//! Synthetic sets out of a Hugging Face folder, through the public command.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use equipoise_testkit::{Process, TempRun};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use support::{PATIENCE, assert_same, equipoise, finish, results, run_recipe};
+
+const FOLDER: &str = "tests/oracle/unclip_pipeline/cfg10_v/model";
+
+fn run(path: &Path, ranks: usize, sets: &[&str]) -> Command {
+    run_recipe("tiny-unclip", path, ranks, sets)
+}
+
+/// A copy of the folder that may be damaged.
+fn copy(of: &TempRun) -> PathBuf {
+    let folder = of.join("model");
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join(FOLDER);
+    assert!(Command::new("cp").arg("-r").arg(from).arg(&folder).status().unwrap().success());
+    folder
+}
+
+/// Exit code and output of a run that fails.
+fn failure(command: Command) -> (Option<i32>, String) {
+    let mut process = Process::spawn(command);
+    let status = process.wait(PATIENCE);
+    (status.code(), process.output())
+}
+
+#[test]
+fn one_and_two_ranks_give_the_same_files_and_any_image_can_be_made_again() {
+    let runs = [1, 2].map(|ranks| {
+        let temp = TempRun::default();
+        finish(run(&temp.join("run"), ranks, &[]));
+        temp
+    });
+    let [one, two] = runs.each_ref().map(|temp| results(&temp.join("run")));
+    assert_same(&one, &two, "2 ranks");
+    let sheet = |set: &str| {
+        std::fs::read(runs[0].join(format!("run/stages/metrics/real-beside-{set}-set-0.png"))).unwrap()
+    };
+    assert!(sheet("unguided") != sheet("published") && sheet("published") != sheet("paper"));
+    let path = runs[0].join("run");
+    finish(equipoise(&["shards", "regenerate", path.to_str().unwrap(), "--sample", "2"]));
+}
+
+/// A finished run is not made again, unless a byte of the folder changes.
+#[test]
+fn the_folder_is_part_of_the_identity() {
+    let temp = TempRun::default();
+    let folder = copy(&temp);
+    let key = format!("diffusion.folder={}", folder.display());
+    finish(run(&temp.join("run"), 1, &[&key]));
+    let made =
+        || std::fs::metadata(temp.join("run/sets/unguided.k0/index.json")).unwrap().modified().unwrap();
+    let first = made();
+    finish(run(&temp.join("run"), 1, &[&key]));
+    assert_eq!(made(), first);
+    let scheduler = folder.join("scheduler/scheduler_config.json");
+    let text = std::fs::read_to_string(&scheduler).unwrap();
+    std::fs::write(&scheduler, text.replace("0.012", "0.013")).unwrap();
+    let (code, output) = failure(run(&temp.join("run"), 1, &[&key]));
+    assert_eq!(code, Some(78), "{output}");
+}
+
+#[test]
+fn what_is_broken_is_named() {
+    let temp = TempRun::default();
+    let folder = copy(&temp);
+    let key = format!("diffusion.folder={}", folder.display());
+    let mut number = 0;
+    let mut fails = |more: &[&str], want: i32, words: &[&str]| {
+        number += 1;
+        let sets: Vec<&str> = [key.as_str()].iter().chain(more).copied().collect();
+        let (code, output) = failure(run(&temp.join(format!("run{number}")), 1, &sets));
+        assert_eq!(code, Some(want), "{output}");
+        assert!(words.iter().all(|word| output.contains(word)), "{words:?}: {output}");
+    };
+    fails(&["generate.condition.noise_level=5000"], 78, &["noise_level", "999"]);
+    fails(&["diffusion.weights=none.safetensors"], 78, &["diffusion.folder"]);
+    let profile = "data.splits.train.select.profile.counts=[8, 8, 6, 8, 0, 8, 4, 8, 8, 8]";
+    fails(&[profile], 65, &["Coat", "no image"]);
+    std::fs::remove_file(folder.join("tokenizer/merges.txt")).unwrap();
+    fails(&[], 65, &["merges.txt"]);
+    let weights = folder.join("vae/diffusion_pytorch_model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    fails(&[], 65, &["vae/diffusion_pytorch_model.safetensors"]);
+    std::fs::remove_dir_all(folder.join("unet")).unwrap();
+    fails(&[], 65, &["unet", "missing"]);
+}
+
+/// An update that leaves no number finite: every image is retried, listed as failed, and nothing is lost.
+#[test]
+fn a_strength_that_makes_nan_ends_with_1() {
+    let temp = TempRun::default();
+    let sets =
+        ["sets.published.feedback.omega=1e38", "sets.published.plan.n=8", "sets.published.feedback.every=1"];
+    let (code, output) = failure(run(&temp.join("run"), 1, &sets));
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("could not be made finite"), "{output}");
+    assert!(temp.join("run/sets/published.k0/index.json").is_file());
+}
