@@ -4,10 +4,11 @@ use crate::util::Dir;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "init",
     "plan",
     "run",
+    "submit",
     "resume",
     "cancel",
     "status",
