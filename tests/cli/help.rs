@@ -7,6 +7,7 @@ const COMMANDS: [&str; 14] = [
     "init",
     "plan",
     "run",
+    "submit",
     "resume",
     "cancel",
     "status",

@@ -95,7 +95,7 @@ impl Job {
             task,
             // Slurm leaves it out until the first restart.
             restart: variable("SLURM_RESTART_COUNT").and_then(|count| count.parse().ok()).unwrap_or(0),
-            dir: task.map_or(stage.clone(), |task| stage.task(task)),
+            dir: task.map_or(stage.clone(), |task| stage.task(task as usize)),
             clock: SystemClock::default(),
             run,
         })
@@ -115,6 +115,12 @@ impl Job {
         Outcome::read(&RealFs, &self.dir).ok().flatten()
     }
 
+    /// Tells outcomes apart: each has its own time.
+    fn outcome_hash(&self) -> Option<String> {
+        let bytes = std::fs::read(self.dir.outcome()).ok()?;
+        Some(format!("{:016x}", equipoise_base::hash::xxh3(&bytes)))
+    }
+
     fn note(&self, event: &Attempt) -> Result<()> {
         let path = attempts_path(&self.run, &self.stage, self.task);
         Journal::open(Arc::new(RealFs), &path, None)?.append(event)
@@ -126,7 +132,7 @@ fn begin(job: &Job) -> Result<ExitCode> {
         job: job.id.clone(),
         restart: job.restart,
         nodes: std::env::var("SLURM_JOB_NODELIST").unwrap_or_default(),
-        outcome: job.outcome().map(|outcome| outcome.wall),
+        outcome: job.outcome_hash(),
         done: job.done(),
         wall: job.clock.wall(),
     })?;
@@ -139,13 +145,13 @@ fn end(job: &Job, status: i32) -> Result<ExitCode> {
     let history = History::of(&attempts(&job.run, &job.stage, job.task)?, &job.id);
     let (earlier, done_before) = history.begun;
     // An earlier outcome says nothing about this attempt. (The tasks of an array share the number of their attempt.)
-    let outcome = job.outcome().filter(|outcome| Some(outcome.wall) != earlier);
-    let made = outcome.as_ref().and_then(|outcome| outcome.made);
+    let outcome = job.outcome().filter(|_| job.outcome_hash() != earlier);
+    let made = outcome.as_ref().map_or(0, |outcome| outcome.made);
     let ended = Ended {
         outcome: outcome.as_ref().map(|outcome| outcome.name),
         status,
         writes_outcomes: find_stage(&resolved, &job.stage)?.kind.program().is_some(),
-        progressed: made.map_or_else(|| job.done() > done_before, |made| made > 0),
+        progressed: made > 0 || job.done() > done_before,
         stalls: history.stalls,
         requeues: history.requeues,
     };

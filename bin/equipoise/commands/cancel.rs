@@ -1,6 +1,7 @@
 //! `equipoise cancel`: ask a run to stop, and wait until it has.
 
 use super::run_config;
+use crate::jobs;
 use crate::output;
 use crate::runner::{launcher_of, shell_word};
 use equipoise_base::{Error, ExitCode, Result};
@@ -8,7 +9,7 @@ use equipoise_rundir::{Process, RunDir};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Stop a run; finished work is committed first.
+/// Stop a run, here or on the cluster; finished work is committed first.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     equipoise cancel runs/quickstart\n  \
@@ -29,8 +30,15 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     run_config(&args.run)?;
     let run = RunDir::new(&args.run);
+    let cancelled = jobs::cancel(&run)?;
+    if cancelled > 0 {
+        let root = shell_word(&args.run);
+        output::line(format!("{cancelled} jobs were cancelled; to go on: equipoise resume {root}"));
+    }
     let Some(launcher) = launcher_of(&run)? else {
-        output::line("nothing is running there");
+        if cancelled == 0 {
+            output::line("nothing is running there");
+        }
         return Ok(ExitCode::Done);
     };
     let here = Process::current();

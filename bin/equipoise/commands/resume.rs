@@ -35,7 +35,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let resolved = load_resolved(&run_config(&args.run)?, &args.sets)?;
     let run = Run::new(resolved, args.run.clone())?;
-    if args.here || jobs::recorded(&run.dir)?.all.is_empty() {
+    if args.here || jobs::recorded(&run.dir)?.is_empty() {
         return runner::run(&run, args.output);
     }
     let released = jobs::release(&run.dir)?;

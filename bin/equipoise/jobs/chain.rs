@@ -8,7 +8,7 @@ use equipoise_config::Stage;
 use equipoise_rundir::{Process, RealFs, RunDir, commit_bytes};
 use equipoise_slurm::record::Submission;
 use equipoise_slurm::script::{STAGE_IN, STAGE_IN_NAME, Script};
-use equipoise_slurm::submission::{Order, existing, submit};
+use equipoise_slurm::submission::{Order, submit};
 use equipoise_slurm::{Commands, query};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ pub fn complete(run: &Run, fresh: bool) -> Result<Vec<Placed>> {
     let max_array = query::max_array(&commands);
     let mut desk = Desk::take(&run.dir)?;
     check_no_launcher(&run.dir)?;
-    settle(&commands, &mut desk)?;
+    desk.settle(&commands)?;
     let jobs = desk.jobs.clone();
     let live = live(&commands, &jobs)?;
     if fresh && !live.is_empty() {
@@ -64,19 +64,6 @@ fn check_no_launcher(run: &RunDir) -> Result<()> {
     let (pid, host) = (process.pid, process.host);
     let message = format!("{}: owned by process {pid} on {host}, which runs it there", run.root().display());
     Err(Error::new(ExitCode::Owned, message).next(format!("equipoise cancel {}", shell_word(run.root()))))
-}
-
-/// Submissions whose end is not on record are looked up by name.
-fn settle(commands: &Commands, desk: &mut Desk) -> Result<()> {
-    for (stage, name, array) in std::mem::take(&mut desk.jobs.open) {
-        let wall = SystemClock::default().wall();
-        let event = match existing(commands, &name)? {
-            Some(job) => Submission::Submitted { stage, name, job, array, after: Vec::new(), wall },
-            None => Submission::Dropped { name, reason: "no such job".into(), wall },
-        };
-        desk.note(&event)?;
-    }
-    desk.refresh()
 }
 
 /// Stages that are neither done nor queued. The report is made again when anything is.

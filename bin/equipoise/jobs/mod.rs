@@ -2,17 +2,20 @@
 
 mod chain;
 mod scripts;
+mod view;
 
 pub use chain::{Placed, complete};
 pub use scripts::scripts;
+pub use view::{JobView, View, view};
 
 use crate::runner::shell_word;
-use equipoise_base::clock::SystemClock;
+use equipoise_base::clock::{Clock, SystemClock};
 use equipoise_base::{Error, ExitCode, Result};
 use equipoise_rundir::lease::LeaseRequest;
 use equipoise_rundir::{Journal, Lease, RealFs, RunDir, create_dirs, journal};
 use equipoise_slurm::record::{Attempt, Jobs, Submission, Submitted};
 use equipoise_slurm::squeue::Row;
+use equipoise_slurm::submission::existing;
 use equipoise_slurm::{Commands, Failure, query};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -115,6 +118,28 @@ pub fn release(run: &RunDir) -> Result<usize> {
     Ok(released)
 }
 
+/// Cancels every job of a run that waits or runs; returns how many. Their steps commit what is finished: Slurm sends TERM
+/// first, and KILL some seconds later.
+///
+/// # Errors
+/// 69 if jobs are just being submitted; 74, 78 if Slurm gives no answer.
+pub fn cancel(run: &RunDir) -> Result<usize> {
+    if recorded(run)?.is_empty() {
+        return Ok(0);
+    }
+    let commands = Commands::default();
+    let mut desk = Desk::take(run)?;
+    desk.settle(&commands)?;
+    let recorded = desk.jobs.clone();
+    let jobs: Vec<String> = live(&commands, &recorded)?.iter().map(|(job, _)| job.job.clone()).collect();
+    if !jobs.is_empty() {
+        commands.run("scancel", &jobs)?;
+        let wall = SystemClock::default().wall();
+        desk.note(&Submission::Cancelled { jobs: jobs.clone(), wall })?;
+    }
+    Ok(jobs.len())
+}
+
 /// The right to submit and to cancel jobs of a run; and its journal.
 pub struct Desk {
     run: RunDir,
@@ -139,11 +164,19 @@ impl Desk {
         Ok(Self { run: run.clone(), _lease: lease, journal, jobs: recorded(run)? })
     }
 
-    /// Reads again what was submitted.
+    /// Looks up, by their names, submissions whose end is not on record.
     ///
     /// # Errors
-    /// 74 if it cannot be read.
-    pub fn refresh(&mut self) -> Result<()> {
+    /// 74, 78 if Slurm gives no answer.
+    pub fn settle(&mut self, commands: &Commands) -> Result<()> {
+        for (stage, name, array) in std::mem::take(&mut self.jobs.open) {
+            let wall = SystemClock::default().wall();
+            let event = match existing(commands, &name)? {
+                Some(job) => Submission::Submitted { stage, name, job, array, after: Vec::new(), wall },
+                None => Submission::Dropped { name, reason: "no such job".into(), wall },
+            };
+            self.note(&event)?;
+        }
         self.jobs = recorded(&self.run)?;
         Ok(())
     }

@@ -203,17 +203,16 @@ pub struct Outcome {
     pub host: String,
     /// When, in seconds since 1970: for people.
     pub wall: f64,
-    /// Units (images, steps) that the attempt finished, those in parts included; none if it did not count them. A
-    /// batch job that makes nothing several times in a row is not requeued.
+    /// Units that this attempt finished (images, steps), those of unfinished shards included: whether it was of use.
     #[serde(default)]
-    pub made: Option<u64>,
+    pub made: u64,
 }
 
 impl Outcome {
     /// The outcome of an attempt that ended with `code`.
     pub fn new(code: ExitCode, rank: usize, attempt: u64, host: &str, wall: f64) -> Self {
         let (message, host) = (code.meaning().to_string(), host.to_string());
-        Self { code: code.status(), name: code, message, next: None, rank, attempt, host, wall, made: None }
+        Self { code: code.status(), name: code, message, next: None, rank, attempt, host, wall, made: 0 }
     }
 
     /// The outcome of an attempt that an error ended.

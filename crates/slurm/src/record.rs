@@ -102,6 +102,11 @@ impl Jobs {
         jobs
     }
 
+    /// Nothing was ever submitted.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty() && self.open.is_empty()
+    }
+
     /// The newest job of each stage.
     pub fn newest(&self) -> BTreeMap<&str, &Submitted> {
         self.all.iter().map(|job| (job.stage.as_str(), job)).collect()
@@ -120,8 +125,8 @@ pub enum Attempt {
         restart: u32,
         /// Nodes, in Slurm's short form.
         nodes: String,
-        /// When the outcome was written that was there then: it is of an earlier attempt.
-        outcome: Option<f64>,
+        /// Hash of the outcome that was there then: it is of an earlier attempt.
+        outcome: Option<String>,
         /// Units done before, as `status.json` had them.
         done: u64,
         /// Seconds since 1970: for people.
@@ -149,14 +154,14 @@ pub enum Attempt {
 }
 
 /// Earlier attempts of one job.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     /// Requeues that it asked for.
     pub requeues: u32,
     /// How many of the last ones in a row made nothing.
     pub stalls: u32,
-    /// Of the running attempt: when the outcome before it was written, and the units done then.
-    pub begun: (Option<f64>, u64),
+    /// Of the running attempt: the outcome that it found, and the units done then.
+    pub begun: (Option<String>, u64),
 }
 
 impl History {
@@ -166,7 +171,7 @@ impl History {
         for record in records {
             match record {
                 Attempt::Begin { job: id, outcome, done, .. } if id == job => {
-                    history.begun = (*outcome, *done)
+                    history.begun = (outcome.clone(), *done)
                 }
                 Attempt::End { job: id, requeued: true, stalled, .. } if id == job => {
                     history.requeues += 1;
