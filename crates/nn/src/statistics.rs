@@ -5,9 +5,8 @@
 
 use crate::layers::BatchNorm2d;
 use crate::reduce::Ownership;
-use crate::weights::raw_bytes;
+use crate::transport::Transport;
 use equipoise_base::{Error, ExitCode, Result};
-use equipoise_comm::Comm;
 use tch::Tensor;
 
 /// A part of a model, or a whole one.
@@ -37,31 +36,19 @@ pub fn take_statistics(norms: &[&BatchNorm2d]) -> Result<Option<Tensor>> {
 /// is no batch normalisation.
 ///
 /// # Errors
-/// 78 for a world size that cannot share the micro-batches; 101 if a rank sent something else; those of the
-/// gathering.
+/// Those of the gathering.
 pub fn gather_statistics(
-    comm: &dyn Comm,
-    micro_batches: usize,
+    transport: &dyn Transport,
+    ownership: &Ownership,
     norms: &[&BatchNorm2d],
     own: &[Tensor],
 ) -> Result<()> {
     let Some(first) = norms.first() else { return Ok(()) };
-    let ownership = Ownership::new(micro_batches, comm.size())?;
-    let (kind, device) = first.options();
     let length: i64 = norms.iter().map(|norm| 2 * norm.channels()).sum();
-    let width = length as usize * kind.elt_size_in_bytes();
-    let bytes: Vec<u8> = own.iter().flat_map(raw_bytes).collect();
-    for (rank, bytes) in comm.all_gather(&bytes)?.into_iter().enumerate() {
-        let (count, got) = (ownership.of_rank(rank).len(), bytes.len());
-        if got != count * width {
-            let message =
-                format!("rank {rank} sent {got} bytes of statistics, expected {count} times {width}");
-            return Err(Error::new(ExitCode::Bug, message));
-        }
-        for row in bytes.chunks(width) {
-            apply(norms, &Tensor::from_data_size(row, &[length], kind).to_device(device));
-        }
-    }
+    let own =
+        if own.is_empty() { Tensor::zeros([0, length], first.options()) } else { Tensor::stack(own, 0) };
+    let all = transport.gather(ownership, own)?;
+    (0..all.size()[0]).for_each(|row| apply(norms, &all.get(row)));
     Ok(())
 }
 
@@ -80,7 +67,9 @@ mod tests {
     use super::*;
     use crate::Params;
     use crate::layers::Mode;
-    use equipoise_comm::threads;
+    use crate::transport::HostTree;
+    use crate::weights::raw_bytes;
+    use equipoise_comm::{Comm, threads};
     use tch::{Device, Kind};
 
     struct Pair(BatchNorm2d, BatchNorm2d);
@@ -110,7 +99,7 @@ mod tests {
                 let _ = pair.1.forward(&pair.0.forward(&x, Mode::Train).relu(), Mode::Train);
                 own.extend(take_statistics(&pair.batch_norms()).unwrap());
             }
-            gather_statistics(comm, micro_batches, &pair.batch_norms(), &own).unwrap();
+            gather_statistics(&HostTree(comm), &ownership, &pair.batch_norms(), &own).unwrap();
         }
         params.all().into_iter().map(|(name, tensor)| (name, raw_bytes(&tensor))).collect()
     }

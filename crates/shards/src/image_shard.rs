@@ -97,6 +97,12 @@ impl ImageShard {
         &self.meta
     }
 
+    /// Records that an operator without a deterministic implementation took part: making an image again may give other
+    /// last bits.
+    pub fn mark_irreproducible(&mut self) {
+        self.meta.reproducible = false;
+    }
+
     /// Number of images present.
     pub fn len(&self) -> usize {
         self.rows.len()

@@ -167,6 +167,17 @@ pub(crate) fn append(file: &mut ImageShard, made: &Made) -> Result<()> {
     }
 }
 
+/// A shard as a file, which says whether all operators that made it are deterministic: known only after they ran.
+///
+/// # Errors
+/// 65 or 74 if it cannot be written.
+pub(crate) fn bytes_of(file: &mut ImageShard) -> Result<Vec<u8>> {
+    if !equipoise_nn::runtime::nondeterministic_operators()?.is_empty() {
+        file.mark_irreproducible();
+    }
+    file.write()
+}
+
 /// The networks of a set, loaded.
 pub struct Factory {
     generator: Generator,
@@ -214,7 +225,10 @@ impl Factory {
                 config: feedback.parse()?,
                 guide,
                 view,
-                statistics: self.statistics.as_ref().map(crate::features::ClassTable::tensors).transpose()?,
+                statistics: match &self.statistics {
+                    Some(table) => Some(table.tensors(equipoise_nn::runtime::device())?),
+                    None => None,
+                },
             }),
             _ => None,
         };
@@ -355,7 +369,7 @@ impl<'a> Set<'a> {
             resize_filter: String::new(),
             criterion: self.criterion.clone(),
             guided_steps,
-            reproducible: equipoise_nn::runtime::nondeterministic_operators()?.is_empty(),
+            reproducible: true,
             tool_version: tool_version(),
         })
     }
@@ -375,7 +389,7 @@ impl<'a> Set<'a> {
             }
             if claims.should_stop()? {
                 if file.next_index() > shard.images.start {
-                    self.step.commit(&self.part_path(shard), &file.write()?)?;
+                    self.step.commit(&self.part_path(shard), &bytes_of(&mut file)?)?;
                 }
                 return Ok(false);
             }
@@ -386,7 +400,7 @@ impl<'a> Set<'a> {
             on_batch(keep)?;
         }
         self.own.set(self.own.get() + shard.images.end - shard.images.start);
-        self.step.commit(&self.folder.join(&shard.path), &file.write()?)?;
+        self.step.commit(&self.folder.join(&shard.path), &bytes_of(&mut file)?)?;
         self.step.remove_if_there(&self.part_path(shard))?;
         Ok(true)
     }

@@ -249,7 +249,7 @@ fn retry_failed(step: &Step) -> Result<Ended> {
         equipoise_telemetry::info!("{}: making {} failed images again", shard.path, old.failed().len());
         let again = make_again(&synthesizer, &shard, &old.failed().iter().copied().collect())?;
         if again.iter().any(|made| made.pixels.is_some()) {
-            step.commit(&path, &completed(&old, again)?.write()?)?;
+            step.commit(&path, &generate::bytes_of(&mut completed(&old, again)?)?)?;
         }
     }
     Ok(if step.all_done(!stopped)? { Ended::Done } else { Ended::Stopped })

@@ -99,7 +99,7 @@ impl Synthesizer<'_> {
     /// 78 if generator, sampler and feedback do not fit together.
     pub fn batch(&self, class: ClassId, first: u64, keep: u64) -> Result<Vec<Made>> {
         let indices: Vec<u64> = (first..first + self.batch).collect();
-        let sampled = self.sample(class, &indices, 0, self.precision)?;
+        let sampled = on_host(self.sample(class, &indices, 0, self.precision)?);
         (0..keep as usize)
             .map(|slot| {
                 let index = indices[slot];
@@ -125,7 +125,7 @@ impl Synthesizer<'_> {
             attempts.insert(0, (0, Precision::Fp32));
         }
         for (sub_seed, precision) in attempts {
-            let sampled = self.sample(class, &indices, sub_seed, precision)?;
+            let sampled = on_host(self.sample(class, &indices, sub_seed, precision)?);
             if let Ok(pixels) = judge(&sampled, 0) {
                 flags = flags.with(Flags::RETRIED_FP32).with_sub_seed(sub_seed);
                 let seed = self.start_key(class, index, sub_seed).hash();
@@ -154,7 +154,7 @@ impl Synthesizer<'_> {
         precision: Precision,
     ) -> Result<Sampled> {
         let device = runtime::device();
-        let start = self.noise(indices, device, |index| self.start_key(class, index, sub_seed));
+        let start = self.noise(indices, |index| self.start_key(class, index, sub_seed));
         let labels = Tensor::full([indices.len() as i64], i64::from(class.0), (Kind::Int64, device));
         let Self { generator, cfg_scale, .. } = self;
         let denoiser = ClassConditional::guided(
@@ -176,7 +176,7 @@ impl Synthesizer<'_> {
             let key = |index| Key::new(self.seed, "noise/step").class(u64::from(class.0)).index(index);
             // The sub-seed shares the step's 64 bits: steps are far fewer than 2^32.
             let step = step as u64 | u64::from(sub_seed) << 32;
-            Ok(self.noise(indices, device, |index| key(index).step(step)))
+            Ok(self.noise(indices, |index| key(index).step(step)))
         };
         let sampled = precision.scope(device, || {
             sampler.sample(&denoiser, &start, feedback.as_ref(), &mut step_noise, &mut unobserved)
@@ -203,15 +203,22 @@ impl Synthesizer<'_> {
         Key::new(self.seed, "noise/start").class(u64::from(class.0)).index(index).step(u64::from(sub_seed))
     }
 
-    fn noise<'k>(&self, indices: &[u64], device: Device, key: impl Fn(u64) -> Key<'k>) -> Tensor {
+    fn noise<'k>(&self, indices: &[u64], key: impl Fn(u64) -> Key<'k>) -> Tensor {
         let [channels, height, width] = self.shape;
         let each = (channels * height * width) as usize;
         let mut values = vec![0f32; each * indices.len()];
         for (chunk, &index) in values.chunks_mut(each).zip(indices) {
             key(index).stream().fill_normal(chunk);
         }
-        Tensor::from_slice(&values).view([indices.len() as i64, channels, height, width]).to_device(device)
+        let shape = [indices.len() as i64, channels, height, width];
+        runtime::upload(&Tensor::from_slice(&values).view(shape))
     }
+}
+
+/// A finished batch in host memory: one wait for the device, however many questions follow.
+fn on_host(sampled: Sampled) -> Sampled {
+    let Sampled { images, criterion } = sampled;
+    Sampled { images: images.to_device(Device::Cpu), criterion: criterion.to_device(Device::Cpu) }
 }
 
 /// The stored form of an image, or what is wrong with it.
@@ -235,6 +242,6 @@ pub fn to_pixels(image: &Tensor) -> Vec<u8> {
 }
 
 fn criterion_of(sampled: &Sampled, slot: usize) -> Vec<f32> {
-    let trace = sampled.criterion.to_kind(Kind::Float).to_device(Device::Cpu);
+    let trace = sampled.criterion.to_kind(Kind::Float);
     (0..trace.size()[0]).map(|step| trace.double_value(&[step, slot as i64]) as f32).collect()
 }

@@ -15,11 +15,11 @@ use equipoise_diffusion::view::View;
 use equipoise_models::adm::AdmUNet;
 use equipoise_models::resnet::{bottleneck::BottleneckResNetConfig, cifar::CifarResNetConfig};
 use equipoise_models::{ArchConfig, Classifier};
-use equipoise_nn::Params;
+use equipoise_nn::{Params, runtime};
 use equipoise_nn::layers::Mode;
 use serde::Deserialize;
 use std::ops::ControlFlow;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Computes what the case expects.
 pub fn check(case: &Case) -> Result<Tensors> {
@@ -79,7 +79,7 @@ fn classifier(case: &Case, kind: Kind) -> Result<EvalGuide> {
             (ArchConfig::CifarResnet(config), num_classes)
         }
     };
-    let classifier = Classifier::new(&arch, Params::for_loading(kind, Device::Cpu), 3, classes)?;
+    let classifier = Classifier::new(&arch, Params::for_loading(kind, runtime::device()), 3, classes)?;
     classifier.load("classifier.safetensors", &case.weights("classifier.safetensors")?)?;
     classifier.params().freeze();
     Ok(EvalGuide(classifier))
@@ -94,7 +94,7 @@ fn pixel(case: &Case) -> Result<Tensors> {
         &case.param::<Vec<f64>>("view_mean")?,
         &case.param::<Vec<f64>>("view_std")?,
         kind,
-        Device::Cpu,
+        runtime::device(),
     )?;
     let guide = Viewed::new(&guide, &view);
     let mut got = Tensors::new();

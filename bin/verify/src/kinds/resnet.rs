@@ -6,12 +6,12 @@ use equipoise_models::resnet::{bottleneck::BottleneckResNetConfig, cifar::CifarR
 use equipoise_models::{ArchConfig, Classifier};
 use equipoise_nn::layers::Mode;
 use equipoise_nn::optim::SgdConfig;
-use equipoise_nn::{FlatParams, Module, OptimizerConfig, Params};
-use tch::{Device, Reduction, Tensor};
+use equipoise_nn::{FlatParams, Module, OptimizerConfig, Params, runtime};
+use tch::{Reduction, Tensor};
 
 /// Computes what the case expects.
 pub fn check(case: &Case) -> Result<Tensors> {
-    let params = Params::for_loading(case.dtype(), Device::Cpu);
+    let params = Params::for_loading(case.dtype(), runtime::device());
     let classifier = Classifier::new(&arch(case)?, params, 3, case.param("num_classes")?)?;
     classifier.load("weights.safetensors", &case.weights("weights.safetensors")?)?;
     match case.param::<String>("op")?.as_str() {
