@@ -4,17 +4,16 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 #[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "each suite uses its part of this file")]
 mod support;
 
 use equipoise_testkit::{Process, TempRun, nccl_double};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use support::{PATIENCE, assert_same, copy_without, finish, results, run};
+use support::{PATIENCE, equipoise, finish};
 
-/// Enough steps that a signal lands in the middle.
-const SETS: [&str; 1] = ["classifiers.g.steps=1000"];
-const STAGE: &str = "train.g";
+const STAGE: &str = "train.ce.s0";
 const SURVIVORS_GONE: Duration = Duration::from_secs(30);
 
 /// The library that stands in for NCCL, with its folder for communicators.
@@ -32,11 +31,23 @@ impl Double {
 
     /// The tiny recipe on `ranks` ranks, gradients over this library.
     fn run(&self, path: &Path, ranks: usize) -> Command {
-        let mut command = run(path, ranks, &SETS);
+        let mut command = run(path, ranks);
         command.env("EQUIPOISE_GRADIENTS", "nccl").env("EQUIPOISE_NCCL_LIB", &self.library);
         command.env("NCCL_DOUBLE_DIR", self.folder.path());
         command
     }
+}
+
+/// The training on `ranks` ranks, for which 400 steps are enough that a signal lands in the middle.
+fn run(path: &Path, ranks: usize) -> Command {
+    let ranks = format!("run.ranks={ranks}");
+    let mut command = equipoise(&["run", "tests/recipes/train.toml", "--set", &ranks, "--run"]);
+    command.arg(path).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command
+}
+
+fn weights(path: &Path) -> Vec<u8> {
+    std::fs::read(path.join("stages").join(STAGE).join("model.safetensors")).unwrap()
 }
 
 /// Exit code and output of a command that fails, with nothing left behind.
@@ -47,21 +58,14 @@ fn failure(command: Command) -> (Option<i32>, String) {
     (status.code(), process.output())
 }
 
-fn again(finished: &TempRun) -> TempRun {
-    let downstream = [STAGE, "evaluate", "metrics", "report"];
-    copy_without(finished, |name| downstream.contains(&name))
-}
-
 #[test]
-fn stopped_and_resumed_or_broken_and_repeated_it_gives_the_same_weights() {
-    let double = Double::new();
-    let finished = TempRun::default();
-    finish(double.run(&finished.join("run"), 2));
-    let log = std::fs::read_to_string(finished.join(&format!("run/stages/{STAGE}/logs/1/rank-0000.log")));
-    assert!(log.unwrap().contains("gradients over NCCL 2.28.9"), "the gradients did not travel over NCCL");
+fn stopped_and_resumed_it_gives_the_same_weights() {
+    let (double, whole, parts) = (Double::new(), TempRun::default(), TempRun::default());
+    let (whole, path) = (whole.join("run"), parts.join("run"));
+    finish(double.run(&whole, 2));
+    let log = std::fs::read_to_string(whole.join(format!("stages/{STAGE}/logs/1/rank-0000.log"))).unwrap();
+    assert!(log.contains("gradients over NCCL 2.28.9"), "the gradients did not travel over NCCL:\n{log}");
 
-    let copy = again(&finished);
-    let path = copy.join("run");
     let mut process = Process::spawn(double.run(&path, 2));
     process.wait_for_output(&format!("{STAGE}: attempt"), PATIENCE);
     std::thread::sleep(Duration::from_millis(700));
@@ -72,36 +76,35 @@ fn stopped_and_resumed_or_broken_and_repeated_it_gives_the_same_weights() {
     // NCCL adds in an order of its own, so another number of ranks, or MPI, would give other bits.
     let (code, output) = failure(double.run(&path, 1));
     assert_eq!(code, Some(78), "{output}");
-    assert!(
-        output.contains("was NCCL 2.28.9 over 2 ranks on 1 nodes, is NCCL 2.28.9 over 1 ranks"),
-        "{output}"
-    );
-    let (code, output) = failure(run(&path, 2, &SETS));
+    let differs = "was NCCL 2.28.9 over 2 ranks on 1 nodes, is NCCL 2.28.9 over 1 ranks";
+    assert!(output.contains(differs), "{output}");
+    let (code, output) = failure(run(&path, 2));
     assert_eq!(code, Some(78), "{output}");
     assert!(output.contains("machine.gradients was NCCL"), "{output}");
 
     finish(double.run(&path, 2));
-    assert_same(&results(&finished.join("run")), &results(&path), "stopped and resumed");
+    assert!(weights(&whole) == weights(&path), "other weights after a stop");
+}
 
-    let broken = again(&finished);
-    let path = broken.join("run");
+#[test]
+fn an_asynchronous_error_ends_all_ranks_and_costs_no_bits() {
+    let (double, whole, broken) = (Double::new(), TempRun::default(), TempRun::default());
+    let (whole, path) = (whole.join("run"), broken.join("run"));
     let mut command = double.run(&path, 2);
-    command.env("NCCL_DOUBLE_FAIL", "1:20");
+    command.env("NCCL_DOUBLE_FAIL", "1:300");
     let (code, output) = failure(command);
     assert_eq!(code, Some(74), "{output}");
     let outcome = std::fs::read_to_string(path.join(format!("stages/{STAGE}/outcome.json"))).unwrap();
-    assert!(
-        outcome.contains("asynchronous error") || outcome.contains("NCCL group was aborted"),
-        "{outcome}"
-    );
+    assert!(outcome.contains("asynchronous error: remote process exited"), "{outcome}");
     finish(double.run(&path, 2));
-    assert_same(&results(&finished.join("run")), &results(&path), "broken and repeated");
+    finish(double.run(&whole, 2));
+    assert!(weights(&whole) == weights(&path), "other weights after a broken link");
 }
 
 #[test]
 fn a_missing_library_is_named() {
     let folder = TempRun::default();
-    let mut command = run(&folder.join("run"), 2, &SETS);
+    let mut command = run(&folder.join("run"), 2);
     command.env("EQUIPOISE_GRADIENTS", "nccl").env("EQUIPOISE_NCCL_LIB", "/nonexistent/libnccl.so");
     let (code, output) = failure(command);
     assert_eq!(code, Some(78), "{output}");

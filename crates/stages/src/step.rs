@@ -5,6 +5,7 @@
 
 mod files;
 mod gradients;
+mod machine;
 #[cfg(feature = "nccl")]
 mod nccl;
 
@@ -138,7 +139,8 @@ impl Step {
         let run = RunDir::new(run);
         let dir = run.stage(&stage_key(&stage)?);
         let gradients = gradients::Choice::of(&world)?;
-        let record = identity_record(&stage, gradients.facts(&stage, &world)?)?;
+        let record = machine::record(&stage, gradients.facts(&stage, &world)?)?;
+        machine::require_equal(&world, &record)?;
         let opened = match world.comm().rank() {
             0 => Some(open_root(&vfs, &dir, &record, &*clock)),
             _ => None,
@@ -199,7 +201,7 @@ impl Step {
         let dir = run.stage(&stage_key(&stage)?);
         let begun = vfs.exists(&dir.identity()).map_err(|error| Error::io("read", &dir.identity(), error))?;
         ensure!(begun, BadData, "{}: no such file: the stage was never begun", dir.identity().display());
-        identity_record(&stage, BTreeMap::new())?.require(&*vfs, &dir.identity(), None)?;
+        machine::record(&stage, BTreeMap::new())?.require(&*vfs, &dir.identity(), None)?;
         let fence = Fence { dir: dir.lock(), generation: 0, nonce: String::new() };
         Ok(Self {
             guard: LeaseGuard::from_fences(vfs.clone(), vec![fence]),
@@ -516,17 +518,6 @@ fn open_root(vfs: &Arc<dyn Vfs>, dir: &StageDir, record: &IdentityRecord, clock:
     let stage = Stage::open(vfs.clone(), dir.clone(), record, request)?;
     let metrics = Journal::open(vfs.clone(), &dir.metrics(), Some(stage.guard().clone()))?;
     Ok(Root { stage, metrics, last_status: None })
-}
-
-/// What must match when a stage is taken up again: its own identity and what this machine does to bits.
-fn identity_record(
-    stage: &equipoise_config::Stage,
-    more: BTreeMap<String, String>,
-) -> Result<IdentityRecord> {
-    let mut fields = stage.identity_fields();
-    fields.extend(more);
-    fields.extend(runtime::facts()?.into_iter().map(|(key, value)| (format!("machine.{key}"), value)));
-    Ok(IdentityRecord::of(fields))
 }
 
 fn stage_key(stage: &equipoise_config::Stage) -> Result<StageKey> {

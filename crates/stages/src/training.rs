@@ -7,7 +7,7 @@ use equipoise_comm::agree::{Verdict, agree};
 use equipoise_data::{BatchBuilder, Loader, MicroBatch, Request};
 use equipoise_nn::layers::BatchNorm2d;
 use equipoise_nn::reduce::Ownership;
-use equipoise_nn::statistics::{gather_statistics, take_statistics};
+use equipoise_nn::statistics::RunningStatistics;
 use equipoise_nn::{
     Ema, EmaConfig, FlatParams, GradientTree, Optimizer, OptimizerConfig, Params, Schedule, ScheduleConfig,
     Transport, runtime, weights,
@@ -124,7 +124,9 @@ struct State<'a> {
     ema: Option<Ema>,
     tree: GradientTree,
     transport: Box<dyn Transport + 'a>,
-    statistics: Vec<Tensor>,
+    running: RunningStatistics<'a>,
+    /// What this rank's micro-batches of the step noted for the running statistics.
+    noted: Vec<Tensor>,
     /// Only the root writes: all ranks hold the same state.
     writer: Option<CheckpointWriter>,
     /// Losses since the last row of metrics, summed over this rank's micro-batches.
@@ -146,7 +148,8 @@ impl<'a> State<'a> {
             tree: GradientTree::new(Ownership::new(micro_batches, step.world())?, step.rank()),
             transport: step.gradient_transport()?,
             writer: step.checkpoint_writer()?,
-            statistics: Vec::new(),
+            running: RunningStatistics::new(objective.batch_norms()),
+            noted: Vec::new(),
             window: (0., 0),
             step,
             objective,
@@ -224,9 +227,8 @@ impl<'a> State<'a> {
 
     /// Forward and backward over this rank's micro-batches; their losses, still on the device.
     fn accumulate(&mut self, loader: &mut Loader) -> Result<Vec<Tensor>> {
-        let norms = self.objective.batch_norms();
         let (owned, all) = (self.tree.owned(), self.tree.ownership().micro_batches());
-        self.statistics.clear();
+        self.noted.clear();
         let mut losses = Vec::with_capacity(owned.len());
         for micro in owned {
             let batch = loader
@@ -234,7 +236,7 @@ impl<'a> State<'a> {
                 .ok_or_else(|| Error::new(ExitCode::Bug, "the loader ended before the training"))??;
             let loss = self.objective.loss(&batch)?;
             let gradient = self.flat.gradient(&(&loss / all as f64));
-            self.statistics.extend(take_statistics(&norms)?);
+            self.noted.extend(self.running.take()?);
             self.tree.push(micro, gradient);
             losses.push(loss.detach());
         }
@@ -255,8 +257,7 @@ impl<'a> State<'a> {
     fn apply(&mut self, now: u64, gradient: &Tensor) -> Result<()> {
         let lr = self.config.optimizer.lr() * self.schedule.factor(now);
         self.optimizer.step(&self.flat, gradient, lr)?;
-        let norms = self.objective.batch_norms();
-        gather_statistics(&*self.transport, self.tree.ownership(), &norms, &self.statistics)?;
+        self.running.fold(&*self.transport, self.tree.ownership(), &self.noted)?;
         if let Some(ema) = &mut self.ema {
             ema.update(&self.flat);
         }

@@ -23,7 +23,11 @@ impl Nccl {
     pub(super) fn join(step: &Step) -> Result<Self> {
         let nonce = nonce(step);
         let made = step.is_root().then(|| UniqueId::new(nonce).map(|id| id.to_bytes()));
-        let bytes: Vec<u8> = step.world.share(made.as_ref().map(|made| made.as_ref().map(Vec::clone)))?;
+        let told = made.as_ref().map(|made| match made {
+            Ok(bytes) => Ok(bytes.to_vec()),
+            Err(error) => Err(error),
+        });
+        let bytes: Vec<u8> = step.world.share(told)?;
         let id = UniqueId::from_bytes(&bytes, nonce)?;
         let device = match runtime::device() {
             Device::Cuda(index) => index,
