@@ -45,11 +45,19 @@ pub fn front_end() -> Result<PathBuf> {
 /// # Errors
 /// 78 if it is missing or cannot start, such as without its libraries.
 pub fn build_id(program: &str) -> Result<String> {
+    ask(program, "--build-id")
+}
+
+/// What a step binary prints when it is given `option` alone.
+///
+/// # Errors
+/// 78 if it is missing or cannot start, such as without its libraries.
+pub fn ask(program: &str, option: &str) -> Result<String> {
     let path = find(program)?;
     let failed = |reason: String| {
         Error::config(format!("{}: cannot start: {reason}", path.display())).next("equipoise doctor")
     };
-    let output = Command::new(&path).arg("--build-id").output().map_err(|error| failed(error.to_string()))?;
+    let output = Command::new(&path).arg(option).output().map_err(|error| failed(error.to_string()))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         return Err(failed(stderr.lines().next().unwrap_or("it says nothing").to_string()));

@@ -3,7 +3,7 @@
 use crate::util::Dir;
 use std::process::Command;
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "init",
     "plan",
     "run",

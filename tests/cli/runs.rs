@@ -131,5 +131,7 @@ fn the_doctor_answers_in_json() {
     let findings: Vec<Value> = serde_json::from_str(&ran.out).unwrap();
     let passed = findings.iter().all(|finding| finding["passed"] == true);
     assert_eq!(ran.code, if passed { 0 } else { 1 });
-    assert!(findings.iter().any(|finding| finding["check"] == "mpirun"));
+    for check in ["mpirun", "GPU", "NCCL"] {
+        assert!(findings.iter().any(|finding| finding["check"] == check), "{check}");
+    }
 }

@@ -1,6 +1,7 @@
 //! Developer tasks: `cargo xtask --help`.
 
 mod deps;
+mod gpu;
 mod quickstart;
 mod schema;
 mod setup;
@@ -33,6 +34,8 @@ enum Task {
     },
     /// On a fresh machine: set up, build, and run the main job on real images.
     Quickstart(quickstart::Args),
+    /// Build and pack what benches/gpu/run.sh needs on a machine with a GPU.
+    Gpu,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -43,5 +46,6 @@ fn main() -> anyhow::Result<()> {
         Task::Deps => deps::run(),
         Task::Schema { check } => schema::run(check),
         Task::Quickstart(args) => quickstart::run(&args),
+        Task::Gpu => gpu::run(),
     }
 }

@@ -7,6 +7,7 @@ use equipoise_config::BUILD_ID;
 use equipoise_rundir::{RealFs, Vfs};
 use equipoise_telemetry::Host;
 use serde::Serialize;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -52,6 +53,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut findings = vec![Finding::new("equipoise", Ok(format!("build {BUILD_ID}")))];
     findings.extend(steps::PROGRAMS.map(program));
     findings.extend(libraries());
+    findings.extend(gpus());
     findings.push(Finding::new("mpirun", mpirun()));
     findings.push(Finding::new("machine", machine()));
     findings.push(Finding::new("free space", free_space(&args.root)));
@@ -108,6 +110,37 @@ fn libraries() -> Vec<Finding> {
 fn ldd(path: &Path) -> std::result::Result<String, String> {
     let output = Command::new("ldd").arg(path).output().map_err(|error| format!("ldd: {error}"))?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// GPUs and NCCL as a step binary finds them; a machine without is no failure, one that cannot join its GPUs is.
+fn gpus() -> [Finding; 2] {
+    let facts: std::result::Result<Value, String> =
+        steps::ask("equipoise-train", "--facts").map_err(|error| error.to_string()).and_then(|text| {
+            serde_json::from_str(&text).map_err(|error| format!("equipoise-train --facts: {error}"))
+        });
+    let facts = match facts {
+        Ok(facts) => facts,
+        Err(why) => return ["GPU", "NCCL"].map(|check| Finding::new(check, Err(why.clone()))),
+    };
+    let text = |value: &Value| value.as_str().unwrap_or("unknown").to_string();
+    let count = facts["gpus"].as_u64().unwrap_or(0);
+    let machine = &facts["machine"];
+    let gpu = match count {
+        0 => format!("none, runs on the CPU: {}", text(&facts["why_no_gpu"])),
+        _ => format!(
+            "{count} x {}; CUDA {}, cuDNN {}, TF32 {}",
+            text(&machine["gpu"]),
+            text(&machine["cudart"]),
+            text(&machine["cudnn"]),
+            text(&machine["tf32"])
+        ),
+    };
+    let nccl = match (facts["nccl"].as_str(), count) {
+        (Some(version), _) => Ok(version.to_string()),
+        (None, 0) => Ok("not there; only a training on several GPUs needs it".into()),
+        (None, _) => Err(text(&facts["why_no_nccl"])),
+    };
+    [Finding::new("GPU", Ok(gpu)), Finding::new("NCCL", nccl)]
 }
 
 fn mpirun() -> std::result::Result<String, String> {

@@ -1,11 +1,12 @@
 //! One oracle case: its parameters and tensors, and the rule that decides whether it passes.
 
 use equipoise_base::{Error, ExitCode, Result, ResultExt};
+use equipoise_nn::runtime;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
@@ -56,8 +57,12 @@ pub struct Worst {
     pub ratio: f64,
 }
 
+fn on_device(tensors: impl IntoIterator<Item = (String, Tensor)>) -> impl Iterator<Item = (String, Tensor)> {
+    tensors.into_iter().map(|(name, tensor)| (name, tensor.to_device(runtime::device())))
+}
+
 impl Case {
-    /// Reads `case.json`, inputs and expected values.
+    /// Reads `case.json`, inputs and expected values; tensors to compute with come on the device.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("case.json");
         let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
@@ -68,7 +73,7 @@ impl Case {
         };
         Ok(Self {
             dir: dir.to_owned(),
-            inputs: load("inputs.safetensors")?,
+            inputs: on_device(load("inputs.safetensors")?).collect(),
             expected: load("expected.safetensors")?,
             kind: described.kind,
             params: described.params,
@@ -89,7 +94,7 @@ impl Case {
 
     /// Tensors of another file of the folder, such as `weights.safetensors`.
     pub fn weights(&self, file: &str) -> Result<Vec<(String, Tensor)>> {
-        equipoise_nn::weights::read(&self.dir.join(file))
+        Ok(on_device(equipoise_nn::weights::read(&self.dir.join(file))?).collect())
     }
 
     /// A parameter, deserialized.
@@ -124,7 +129,8 @@ impl Case {
                 return Err(fail(format!("shape {:?}, expected {:?}", tensor.size(), expected.size())));
             }
             let Tolerance { rtol, atol } = self.tolerances.get(name).copied().unwrap_or(self.tolerance);
-            let (got, want) = (tensor.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+            let (got, want) =
+                (tensor.to_device(Device::Cpu).to_kind(Kind::Double), expected.to_kind(Kind::Double));
             if got.numel() == 0 {
                 continue;
             }

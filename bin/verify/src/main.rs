@@ -7,6 +7,7 @@ use case::{Case, Worst};
 use clap::Parser;
 use equipoise_base::{Error, ExitCode, Result};
 use equipoise_config::BUILD_ID;
+use equipoise_nn::runtime::{self, DeviceChoice, RuntimeConfig};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -17,7 +18,8 @@ use std::time::Instant;
     after_help = "Examples:\n  \
     equipoise verify tests/oracle\n  \
     equipoise verify tests/oracle --kind resnet --kind ddim\n  \
-    equipoise verify tests/oracle --case '*f64*' --output json"
+    equipoise verify tests/oracle --case '*f64*' --output json\n  \
+    equipoise verify tests/oracle --device cuda"
 )]
 struct Cli {
     /// A folder of kinds, one kind, or one case.
@@ -32,6 +34,9 @@ struct Cli {
     /// Only cases whose name matches; `*` stands for anything.
     #[arg(long = "case", value_name = "GLOB")]
     cases: Vec<String>,
+    /// Where to compute: cpu, cuda, or auto for the GPU if there is one.
+    #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda", "auto"])]
+    device: String,
     /// How to print.
     #[arg(long, default_value = "text", value_parser = ["text", "json"])]
     output: String,
@@ -46,14 +51,23 @@ fn main() -> std::process::ExitCode {
         println!("{BUILD_ID}");
         return ExitCode::Done.into();
     }
-    tch::set_num_threads(1);
-    match run(&cli) {
+    match init(&cli).and_then(|()| run(&cli)) {
         Ok(code) => code.into(),
         Err(error) => {
             eprintln!("error: {error}");
             error.code().into()
         }
     }
+}
+
+/// As a step binary computes: deterministic operators, no TF32, one thread.
+fn init(cli: &Cli) -> Result<()> {
+    let device = match cli.device.as_str() {
+        "cuda" => DeviceChoice::Cuda,
+        "auto" => DeviceChoice::Auto,
+        _ => DeviceChoice::Cpu,
+    };
+    runtime::init(&RuntimeConfig { device, ..RuntimeConfig::default() })
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
@@ -78,7 +92,10 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         print(cli, &label, ok, &outcome, start.elapsed().as_secs_f64());
     }
     match cli.output.as_str() {
-        "json" => println!("{}", serde_json::json!({ "passed": passed, "failed": failed })),
+        "json" => {
+            let device = format!("{:?}", runtime::device());
+            println!("{}", serde_json::json!({ "passed": passed, "failed": failed, "device": device }));
+        }
         _ => println!("{passed} passed, {failed} failed"),
     }
     Ok(if failed == 0 { ExitCode::Done } else { ExitCode::CheckFailed })

@@ -25,6 +25,10 @@ impl Default for Stream {
 ///
 /// Operations return once they are queued on the stream; their errors may come later, from [`NcclGroup::check`].
 /// Any thread may call; operations of one rank are queued one at a time, so that their order is defined.
+///
+/// Leave it by [`NcclGroup::close`] on all ranks. A group that is merely dropped, as on the way out of an error, is left
+/// as it is: NCCL's calls that free one wait for the other ranks of the node, which wait for this rank elsewhere. Its
+/// process is about to end, and takes it along.
 pub struct NcclGroup {
     library: &'static Library,
     comm: AtomicPtr<c_void>,
@@ -157,6 +161,18 @@ impl NcclGroup {
         self.named(self.library.check("asynchronous error", error))
     }
 
+    /// Waits for what is queued and frees the group; a collective.
+    ///
+    /// # Errors
+    /// I/O: the group is aborted or broken.
+    pub fn close(self) -> Result<()> {
+        ensure!(!self.is_aborted(), Io, "rank {}: the NCCL group was aborted", self.rank);
+        set_device(self.library, self.device)?;
+        // SAFETY: by value, so nobody uses the group any more, and it was not freed by an abort.
+        let code = unsafe { (self.library.comm_destroy)(self.comm.load(Ordering::SeqCst)) };
+        self.named(self.library.check("ncclCommDestroy", code))
+    }
+
     /// Ends all operations of this rank, also those that wait for a lost peer, from any thread; later ones fail.
     pub fn abort(&self) {
         if self.aborted.swap(true, Ordering::SeqCst) {
@@ -186,19 +202,6 @@ impl NcclGroup {
 
     fn named(&self, outcome: Result<()>) -> Result<()> {
         outcome.map_err(|error| error.context(format_args!("rank {}", self.rank)))
-    }
-}
-
-impl Drop for NcclGroup {
-    /// Destroys the group in the normal case; while unwinding it aborts, since destroying waits for the other ranks.
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.abort();
-        }
-        if !self.is_aborted() {
-            // SAFETY: nobody uses the group any more.
-            unsafe { (self.library.comm_destroy)(self.comm.load(Ordering::SeqCst)) };
-        }
     }
 }
 

@@ -9,8 +9,8 @@
 //! nonce of the attempt: an id left over from a previous one is refused at once, where NCCL would wait for ever.
 //!
 //! NCCL reports a lost peer or link asynchronously only, and an operation that waits for a lost peer never ends by
-//! itself. [`Monitor`] polls the error state and aborts the group; a hang without an error is the business of the
-//! process's watchdog, which ends it.
+//! itself. [`Monitor`] polls the error state, reports and aborts the group; a hang without an error is the business of
+//! the process's watchdog, which ends it.
 
 mod group;
 mod library;

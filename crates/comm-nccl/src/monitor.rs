@@ -18,8 +18,8 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// At the first asynchronous error: aborts the group, so that no kernel waits for ever, then calls `on_error`, which
-    /// should report and end the step.
+    /// At the first asynchronous error: calls `on_error`, which should report and end the process, then aborts the
+    /// group, so that no kernel waits for ever. In this order, because an abort may itself wait for other ranks.
     ///
     /// # Errors
     /// I/O if the thread cannot start.
@@ -29,8 +29,8 @@ impl Monitor {
         let watch = move || {
             while !flag.load(Ordering::SeqCst) {
                 if let Err(error) = group.check() {
-                    group.abort();
-                    return on_error(error);
+                    on_error(error);
+                    return group.abort();
                 }
                 std::thread::park_timeout(PERIOD);
             }

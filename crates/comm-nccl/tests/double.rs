@@ -45,7 +45,11 @@ fn rank() {
     let number = |name: &str| std::env::var(name).unwrap().parse::<usize>().unwrap();
     let (rank, size) = (number(RANK), number(SIZE));
     match scene.as_str() {
-        "operations" => operations(&join(rank, size), rank, size),
+        "operations" => {
+            let group = join(rank, size);
+            operations(&group, rank, size);
+            group.close().unwrap();
+        }
         "mismatch" => mismatch(&join(rank, size), rank),
         "broken" => broken(join(rank, size)),
         "hanging" => hanging(join(rank, size)),
@@ -121,6 +125,8 @@ fn broken(group: NcclGroup) {
     wait_until("abort", BOUND, || group.is_aborted());
     assert!(all_reduce(&group, &mut [1.0]).unwrap_err().message().contains("was aborted"));
     drop(monitor);
+    let group = Arc::into_inner(group).unwrap();
+    assert!(group.close().unwrap_err().message().contains("was aborted"));
 }
 
 /// A peer that never comes: the call returns only because another thread aborts.

@@ -37,6 +37,7 @@ pub struct BatchBuilder {
     augment: AugmentConfig,
     shape: Shape,
     pool: rayon::ThreadPool,
+    place: fn(Tensor) -> Result<Tensor>,
 }
 
 impl BatchBuilder {
@@ -58,7 +59,13 @@ impl BatchBuilder {
             .thread_name(|thread| format!("data-{thread}"))
             .build()
             .or_exit(ExitCode::Io, "cannot start data threads")?;
-        Ok(Self { sets, augment, shape, pool })
+        Ok(Self { sets, augment, shape, pool, place: Ok })
+    }
+
+    /// The same builder, whose images go through `place` as they are built, into page-locked memory for example.
+    #[must_use]
+    pub fn placed_by(self, place: fn(Tensor) -> Result<Tensor>) -> Self {
+        Self { place, ..self }
     }
 
     /// Shape of one image.
@@ -85,13 +92,13 @@ impl BatchBuilder {
     /// A batch as tensors on the CPU: float images `[n, c, h, w]` and int64 labels `[n]`. `buffer` is scratch space.
     ///
     /// # Errors
-    /// As [`BatchBuilder::fill`].
+    /// As [`BatchBuilder::fill`], and those of placing the images.
     pub fn tensors(&self, samples: &[Sample], buffer: &mut Vec<f32>) -> Result<(Tensor, Tensor)> {
         self.fill(samples, buffer)?;
         let Shape { channels, height, width } = self.shape;
         let size = [samples.len(), channels, height, width].map(|length| length as i64);
         let labels: Vec<i64> = samples.iter().map(|sample| sample.label.into()).collect();
-        Ok((Tensor::from_slice(buffer).view(size), Tensor::from_slice(&labels)))
+        Ok(((self.place)(Tensor::from_slice(buffer).view(size))?, Tensor::from_slice(&labels)))
     }
 
     fn build(&self, sample: &Sample, canvas: &mut Canvas, planes: &mut [f32]) -> Result<()> {

@@ -86,6 +86,11 @@ char* eq_is_channels_last(const at::Tensor* input, int* yes) {
     return guarded([&] { *yes = input->suggest_memory_format() == c10::MemoryFormat::ChannelsLast; });
 }
 
+// Without a device argument, which tch demands and libtorch deprecates.
+char* eq_pin_memory(const at::Tensor* input, at::Tensor** output) {
+    return guarded([&] { *output = new at::Tensor(input->pin_memory()); });
+}
+
 // `dtype` is a c10::ScalarType; `enabled` 0 switches autocasting off within an outer scope.
 char* eq_autocast_enter(int cuda, int enabled, int dtype, eq_autocast* previous) {
     return guarded([&] {

@@ -166,8 +166,8 @@ pub enum Mode {
 /// `torch.nn.BatchNorm2d` whose running statistics move only when told.
 ///
 /// In training a step has several micro-batches, on several ranks. Each forward notes its own batch mean and
-/// unbiased variance; [`BatchNorm2d::apply`] then folds those of all ranks in, in micro-batch order, so that the
-/// running statistics do not depend on the number of ranks (DESIGN "Elastic training").
+/// unbiased variance; [`RunningStatistics`](crate::statistics::RunningStatistics) then folds those of all ranks in, in
+/// micro-batch order, so that the running ones do not depend on the number of ranks (DESIGN "Elastic training").
 #[derive(Debug)]
 pub struct BatchNorm2d {
     weight: Tensor,
@@ -175,12 +175,14 @@ pub struct BatchNorm2d {
     running_mean: Tensor,
     running_var: Tensor,
     num_batches_tracked: Tensor,
-    momentum: f64,
     eps: f64,
-    noted: RefCell<Option<(Tensor, Tensor)>>,
+    noted: RefCell<Option<Tensor>>,
 }
 
 impl BatchNorm2d {
+    /// Part of a new batch in the running statistics.
+    pub const MOMENTUM: f64 = 0.1;
+
     /// PyTorch's names and defaults: momentum 0.1, eps 1e-5, weight 1, bias 0.
     pub fn new(scope: &Scope, channels: i64) -> Self {
         Self {
@@ -189,7 +191,6 @@ impl BatchNorm2d {
             running_mean: scope.buffer("running_mean", &[channels], 0.),
             running_var: scope.buffer("running_var", &[channels], 1.),
             num_batches_tracked: scope.counter("num_batches_tracked"),
-            momentum: 0.1,
             eps: 1e-5,
             noted: RefCell::new(None),
         }
@@ -211,13 +212,14 @@ impl BatchNorm2d {
         match mode {
             Mode::Eval => {
                 let (mean, var) = (Some(&self.running_mean), Some(&self.running_var));
-                x.batch_norm(weight, bias, mean, var, false, self.momentum, self.eps, false)
+                x.batch_norm(weight, bias, mean, var, false, Self::MOMENTUM, self.eps, false)
             }
             Mode::Train => {
                 // Momentum 1 makes the kernel write the batch's own mean and unbiased variance into these two.
-                let (mean, var) = (self.running_mean.zeros_like(), self.running_var.zeros_like());
-                let out = x.batch_norm(weight, bias, Some(&mean), Some(&var), true, 1.0, self.eps, false);
-                *self.noted.borrow_mut() = Some((mean, var));
+                let both = Tensor::zeros([2, self.channels()], self.options());
+                let (mean, var) = (Some(both.get(0)), Some(both.get(1)));
+                let out = x.batch_norm(weight, bias, mean.as_ref(), var.as_ref(), true, 1.0, self.eps, false);
+                *self.noted.borrow_mut() = Some(both);
                 out
             }
         }
@@ -225,16 +227,11 @@ impl BatchNorm2d {
 
     /// The batch mean and unbiased variance of the last training forward, [2, C]; `None` if there was none since.
     pub fn take_statistics(&self) -> Option<Tensor> {
-        self.noted.borrow_mut().take().map(|(mean, var)| Tensor::stack(&[mean, var], 0))
+        self.noted.borrow_mut().take()
     }
 
-    /// Moves the running statistics by one micro-batch, given as [2, C].
-    pub fn apply(&self, statistics: &Tensor) {
-        tch::no_grad(|| {
-            let (mut mean, mut var) = (self.running_mean.shallow_clone(), self.running_var.shallow_clone());
-            let _ = mean.g_mul_scalar_(1. - self.momentum).g_add_(&(statistics.get(0) * self.momentum));
-            let _ = var.g_mul_scalar_(1. - self.momentum).g_add_(&(statistics.get(1) * self.momentum));
-            let _ = self.num_batches_tracked.shallow_clone().g_add_scalar_(1);
-        });
+    /// Running mean [C] and variance [C], and the number of batches in them [].
+    pub(crate) fn running(&self) -> (&Tensor, &Tensor, &Tensor) {
+        (&self.running_mean, &self.running_var, &self.num_batches_tracked)
     }
 }

@@ -14,6 +14,7 @@ pub mod reduce;
 pub mod runtime;
 mod shim;
 pub mod statistics;
+pub mod transport;
 pub mod weights;
 
 pub use ema::{Ema, EmaConfig};
@@ -24,3 +25,4 @@ pub use precision::{MemoryFormat, Precision};
 pub use reduce::GradientTree;
 pub use runtime::RuntimeConfig;
 pub use statistics::Module;
+pub use transport::{HostTree, Transport};

@@ -2,44 +2,41 @@
 //!
 //! A step has M micro-batches. Their gradients are summed along one fixed binary tree over the indices 0..M, padded
 //! to a power of two with leaves that are skipped, not added as zeros. A rank holds a whole subtree: it sums that by
-//! itself, and the levels above by a butterfly in which every element still meets the same partners in the same
-//! order. Addition of two floats commutes, so only this association decides the bits.
+//! itself, on its device, and [`HostTree`](crate::transport::HostTree) adds the levels above by a butterfly in which
+//! every element still meets the same partners in the same order. Addition of two floats commutes, so only this
+//! association decides the bits. Other transports add the levels above in an order of their own.
 
+use crate::transport::Transport;
 use equipoise_base::Result;
-use equipoise_comm::Comm;
 pub use equipoise_workplan::ranks::Ownership;
 use std::ops::Range;
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 /// Sums one step's flat gradients over all micro-batches of all ranks.
-pub struct GradientTree<'a> {
-    comm: &'a dyn Comm,
+#[derive(Debug)]
+pub struct GradientTree {
     ownership: Ownership,
+    owned: Range<usize>,
     next: usize,
     /// Sums of complete subtrees, of falling height; heights are those of a binary counter.
     partial: Vec<(u32, Tensor)>,
 }
 
-impl std::fmt::Debug for GradientTree<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GradientTree").field("ownership", &self.ownership).field("next", &self.next).finish()
-    }
-}
-
-impl<'a> GradientTree<'a> {
-    /// A tree for steps of `micro_batches`, to be used for one step after another.
-    ///
-    /// # Errors
-    /// 78 naming the allowed world sizes, if this one is not.
-    pub fn new(comm: &'a dyn Comm, micro_batches: usize) -> Result<Self> {
-        let ownership = Ownership::new(micro_batches, comm.size())?;
-        let next = ownership.of_rank(comm.rank()).start;
-        Ok(Self { comm, ownership, next, partial: Vec::new() })
+impl GradientTree {
+    /// The part of `rank`, to be used for one step after another.
+    pub fn new(ownership: Ownership, rank: usize) -> Self {
+        let owned = ownership.of_rank(rank);
+        Self { ownership, next: owned.start, owned, partial: Vec::new() }
     }
 
     /// The micro-batches that this rank computes, ascending; maybe none.
     pub fn owned(&self) -> Range<usize> {
-        self.ownership.of_rank(self.comm.rank())
+        self.owned.clone()
+    }
+
+    /// Who computes which micro-batch.
+    pub fn ownership(&self) -> &Ownership {
+        &self.ownership
     }
 
     /// Takes the gradient of the next owned micro-batch. At most log2 of them are alive at a time.
@@ -48,7 +45,7 @@ impl<'a> GradientTree<'a> {
     /// If `index` is not the next one.
     pub fn push(&mut self, index: usize, gradient: Tensor) {
         assert!(
-            index == self.next && self.owned().contains(&index),
+            index == self.next && self.owned.contains(&index),
             "micro-batch {index}, expected {}",
             self.next
         );
@@ -67,14 +64,13 @@ impl<'a> GradientTree<'a> {
     /// no micro-batch.
     ///
     /// # Errors
-    /// Those of the exchange between ranks.
+    /// Those of the transport.
     ///
     /// # Panics
     /// If an owned micro-batch was not pushed.
-    pub fn finish(&mut self, like: &Tensor) -> Result<Tensor> {
-        let owned = self.owned();
-        assert_eq!(self.next, owned.end, "all owned micro-batches are pushed before the sum is taken");
-        self.next = owned.start;
+    pub fn finish(&mut self, transport: &dyn Transport, like: &Tensor) -> Result<Tensor> {
+        assert_eq!(self.next, self.owned.end, "all owned micro-batches are pushed before the sum is taken");
+        self.next = self.owned.start;
         // Missing leaves are all to the right, so incomplete subtrees join from the right.
         let mut sum: Option<Tensor> = None;
         while let Some((_, left)) = self.partial.pop() {
@@ -83,122 +79,28 @@ impl<'a> GradientTree<'a> {
                 None => left,
             });
         }
-        let sum = sum.unwrap_or_else(|| like.zeros_like());
-        if self.comm.size() == 1 || sum.numel() == 0 {
-            return Ok(sum);
-        }
-        butterfly(self.comm, &self.ownership, &sum)
+        transport.sum(&self.ownership, sum.unwrap_or_else(|| like.zeros_like()))
     }
 }
 
 /// left + right, in the storage of `left`.
-fn add(mut left: Tensor, right: &Tensor) -> Tensor {
+pub(crate) fn add(mut left: Tensor, right: &Tensor) -> Tensor {
     tch::no_grad(|| left.g_add_(right))
 }
 
-/// Sums over ranks by recursive halving, then spreads the parts by recursive doubling.
-fn butterfly(comm: &dyn Comm, ownership: &Ownership, sum: &Tensor) -> Result<Tensor> {
-    let (rank, size, device) = (comm.rank(), comm.size(), sum.device());
-    let length = sum.numel();
-    let padded = length.next_multiple_of(size);
-    let mut buffer = HostBuffer::zeros(padded, sum.kind());
-    buffer.tensor(0..length).copy_(sum);
-    let mut part = 0..padded;
-    let mut distance = 1;
-    while distance < size {
-        let peer = rank ^ distance;
-        let (lower, upper) = halves(&part);
-        let (kept, sent) = if rank & distance == 0 { (lower, upper) } else { (upper, lower) };
-        let mut received = HostBuffer::zeros(kept.len(), sum.kind());
-        comm.exchange(peer, buffer.bytes(sent), received.bytes_mut(0..kept.len()))?;
-        // A block without micro-batches is a missing subtree: its zeros must not be added, -0 + 0 is not -0.
-        let is_missing = |rank: usize| ownership.of_ranks(block(rank, distance)).is_empty();
-        let mut mine = buffer.tensor(kept.clone());
-        match (is_missing(rank), is_missing(peer)) {
-            (false, false) => drop(mine.g_add_(&received.tensor(0..kept.len()))),
-            (true, false) => mine.copy_(&received.tensor(0..kept.len())),
-            (_, true) => {}
-        }
-        part = kept;
-        distance *= 2;
-    }
-    while distance > 1 {
-        distance /= 2;
-        let peer = rank ^ distance;
-        let other = if rank & distance == 0 {
-            part.end..part.end + part.len()
-        } else {
-            part.start - part.len()..part.start
-        };
-        let (send, receive) = buffer.split(&part, &other);
-        comm.exchange(peer, send, receive)?;
-        part = part.start.min(other.start)..part.end.max(other.end);
-    }
-    Ok(buffer.tensor(0..length).to_device(device).copy())
-}
-
-/// The aligned block of `length` ranks that `rank` is in.
-fn block(rank: usize, length: usize) -> Range<usize> {
-    let start = rank / length * length;
-    start..start + length
-}
-
-fn halves(part: &Range<usize>) -> (Range<usize>, Range<usize>) {
+/// The two halves of a range of even length.
+pub(crate) fn halves(part: &Range<usize>) -> (Range<usize>, Range<usize>) {
     let middle = part.start + part.len() / 2;
     (part.start..middle, middle..part.end)
-}
-
-/// Floats on the host that are a tensor to libtorch and bytes to the network.
-struct HostBuffer {
-    tensor: Tensor,
-    width: usize,
-}
-
-impl HostBuffer {
-    fn zeros(length: usize, kind: Kind) -> Self {
-        Self { tensor: Tensor::zeros([length as i64], (kind, Device::Cpu)), width: kind.elt_size_in_bytes() }
-    }
-
-    fn tensor(&self, range: Range<usize>) -> Tensor {
-        self.tensor.narrow(0, range.start as i64, range.len() as i64)
-    }
-
-    fn all_bytes_mut(&mut self) -> &mut [u8] {
-        let length = self.tensor.numel() * self.width;
-        // SAFETY: a contiguous CPU tensor of this many bytes that nothing else writes while it is borrowed here:
-        // views leave this module only as copies.
-        unsafe { std::slice::from_raw_parts_mut(self.tensor.data_ptr().cast::<u8>(), length) }
-    }
-
-    fn bytes(&self, range: Range<usize>) -> &[u8] {
-        let length = self.tensor.numel() * self.width;
-        // SAFETY: as above, for reading.
-        let all = unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast::<u8>(), length) };
-        &all[range.start * self.width..range.end * self.width]
-    }
-
-    fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
-        let width = self.width;
-        &mut self.all_bytes_mut()[range.start * width..range.end * width]
-    }
-
-    /// One of two neighbouring ranges to read and the other to write.
-    fn split(&mut self, read: &Range<usize>, write: &Range<usize>) -> (&[u8], &mut [u8]) {
-        let width = self.width;
-        let middle = read.start.max(write.start);
-        let first = read.start.min(write.start);
-        let last = read.end.max(write.end);
-        let (low, high) =
-            self.all_bytes_mut()[first * width..last * width].split_at_mut((middle - first) * width);
-        if read.start < write.start { (low, high) } else { (high, low) }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::HostTree;
     use equipoise_base::{ExitCode, rng::Key};
-    use equipoise_comm::threads;
+    use equipoise_comm::{Comm as _, threads};
+    use tch::{Device, Kind};
 
     const LENGTH: usize = 37;
 
@@ -234,11 +136,12 @@ mod tests {
             for world in Ownership::world_sizes(micro_batches) {
                 let sums = threads::run(world, |comm| {
                     let like = Tensor::zeros([LENGTH as i64], (Kind::Float, Device::Cpu));
-                    let mut tree = GradientTree::new(&comm, micro_batches).unwrap();
+                    let ownership = Ownership::new(micro_batches, world).unwrap();
+                    let (transport, mut tree) = (HostTree(&comm), GradientTree::new(ownership, comm.rank()));
                     // A tree serves one step after another.
                     let mut step = || {
                         tree.owned().for_each(|index| tree.push(index, gradient(index)));
-                        bits(&tree.finish(&like).unwrap())
+                        bits(&tree.finish(&transport, &like).unwrap())
                     };
                     (step(), step())
                 });
@@ -258,15 +161,12 @@ mod tests {
 
     #[test]
     fn few_gradients_are_alive() {
-        let tallest = threads::run(1, |comm| {
-            let mut tree = GradientTree::new(&comm, 64).unwrap();
-            let pushed = (0..64).map(|index| {
-                tree.push(index, gradient(index));
-                tree.partial.len()
-            });
-            pushed.max().unwrap()
+        let mut tree = GradientTree::new(Ownership::new(64, 1).unwrap(), 0);
+        let pushed = (0..64).map(|index| {
+            tree.push(index, gradient(index));
+            tree.partial.len()
         });
-        assert_eq!(tallest, [6]);
+        assert_eq!(pushed.max(), Some(6));
     }
 
     #[test]

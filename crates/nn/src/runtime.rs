@@ -6,8 +6,9 @@ use equipoise_base::{Result, bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::sync::OnceLock;
-use tch::Device;
+use tch::{Device, Tensor};
 
 /// Where tensors live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -48,6 +49,12 @@ impl Default for RuntimeConfig {
 /// What `init` settled.
 static ACTIVE: OnceLock<(RuntimeConfig, Device)> = OnceLock::new();
 
+/// Why libtorch's CUDA half could not be loaded; empty if it was.
+static CUDA_MISSING: OnceLock<String> = OnceLock::new();
+
+/// Fixes the workspace of cuBLAS, which is what makes its split sums repeatable.
+const WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
+
 /// Settles device, threads and determinism for this process. The first thing in `main`, while there is one thread
 /// and before any tensor exists: CUDA support that is loaded later stays invisible to libtorch.
 ///
@@ -74,27 +81,40 @@ pub fn init(config: &RuntimeConfig) -> Result<()> {
 
 /// Loads libtorch's CUDA half if this installation has one; without it the process stays on the CPU.
 fn prepare_cuda(deterministic: bool) {
-    const WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
     if deterministic && std::env::var_os(WORKSPACE).is_none() {
-        // SAFETY: `init` is called while the process has one thread. cuBLAS reads this when it is first used; a
-        // fixed workspace is what makes its split sums repeatable.
+        // SAFETY: `init` is called while the process has one thread. cuBLAS reads this when it is first used.
         unsafe { std::env::set_var(WORKSPACE, ":4096:8") };
     }
     // SAFETY: loads a library whose initialisers register themselves with libtorch_cpu. The handle is leaked on
-    // purpose: the library stays for the life of the process.
-    unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    // purpose: the library stays for the life of the process. dlerror returns a valid string after a failure.
+    let missing = unsafe {
+        match libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL).is_null() {
+            false => String::new(),
+            true => CStr::from_ptr(libc::dlerror()).to_string_lossy().into_owned(),
+        }
+    };
+    CUDA_MISSING.get_or_init(|| missing);
+}
+
+/// Why there is no GPU in this process although one was looked for, as far as that is known.
+pub fn why_no_gpu() -> String {
+    match CUDA_MISSING.get().map(String::as_str) {
+        None => "none was asked for".into(),
+        Some("") => "libtorch's CUDA half is loaded and sees no GPU: request one, or load its driver".into(),
+        Some(why) => format!("libtorch's CUDA half cannot be loaded ({why})"),
+    }
 }
 
 fn choose(config: &RuntimeConfig) -> Result<Device> {
     let count = match config.device {
         DeviceChoice::Cpu => 0,
-        DeviceChoice::Auto | DeviceChoice::Cuda => usize::try_from(tch::Cuda::device_count()).unwrap_or(0),
+        DeviceChoice::Auto | DeviceChoice::Cuda => visible_gpus(),
     };
     match (config.device, count) {
         (DeviceChoice::Cuda, 0) => bail!(
             Config,
-            "runtime.device = \"cuda\": libtorch sees no GPU on this node; request one, load its driver, or set \
-             runtime.device = \"auto\""
+            "run.device = \"cuda\": there is no GPU: {}; or set run.device = \"auto\"",
+            why_no_gpu()
         ),
         (_, 0) => Ok(Device::Cpu),
         (_, count) => Ok(Device::Cuda(config.local_rank % count)),
@@ -104,6 +124,43 @@ fn choose(config: &RuntimeConfig) -> Result<Device> {
 /// The device that [`init`] chose; the CPU before it.
 pub fn device() -> Device {
     ACTIVE.get().map_or(Device::Cpu, |(_, device)| *device)
+}
+
+/// Number of GPUs that libtorch sees; 0 before [`init`], or if it was told to stay on the CPU.
+pub fn gpus() -> usize {
+    match ACTIVE.get() {
+        Some((config, _)) if config.device != DeviceChoice::Cpu => visible_gpus(),
+        _ => 0,
+    }
+}
+
+fn visible_gpus() -> usize {
+    usize::try_from(tch::Cuda::device_count()).unwrap_or(0)
+}
+
+/// What tells this process's GPU from all others, under whatever number they go; `None` on a CPU.
+pub fn gpu_uuid() -> Option<[u8; 16]> {
+    match device() {
+        Device::Cuda(index) => cuda::uuid(index),
+        _ => None,
+    }
+}
+
+/// A host tensor in memory that the GPU reads by itself, so that [`upload`] need not wait; the same where there is
+/// no GPU. For a thread that prepares batches: it copies once.
+///
+/// # Errors
+/// 101 if libtorch cannot get such memory.
+pub fn pinned(tensor: Tensor) -> Result<Tensor> {
+    if device() == Device::Cpu { Ok(tensor) } else { shim::pin_memory(&tensor) }
+}
+
+/// A host tensor on the device, in the order of its other work: the host does not wait for it.
+pub fn upload(tensor: &Tensor) -> Tensor {
+    match device() {
+        Device::Cpu => tensor.shallow_clone(),
+        device => tensor.to_device_(device, tensor.kind(), true, false),
+    }
 }
 
 /// The instruction set that libtorch's CPU kernels use, such as `AVX2`; pinned by `ATEN_CPU_CAPABILITY`.
@@ -142,6 +199,7 @@ pub fn facts() -> Result<BTreeMap<String, String>> {
     match device() {
         Device::Cuda(index) => {
             add("tf32", config.tf32.to_string());
+            add("cublas_workspace", std::env::var(WORKSPACE).unwrap_or_else(|_| "none".into()));
             add("gpu", cuda::describe(index).unwrap_or_else(|| "unknown".into()))
         }
         _ => add("gpu", "none".into()),
@@ -207,6 +265,15 @@ mod tests {
         }
         assert_eq!(fingerprint().unwrap(), fingerprint().unwrap());
         assert!(nondeterministic_operators().unwrap().is_empty());
+    }
+
+    #[test]
+    fn without_a_gpu_tensors_stay_where_they_are() {
+        let tensor = Tensor::from_slice(&[1f32, 2.]);
+        assert_eq!(upload(&tensor).data_ptr(), tensor.data_ptr());
+        let address = tensor.data_ptr();
+        assert_eq!(pinned(tensor).unwrap().data_ptr(), address);
+        assert!(gpu_uuid().is_none() && gpus() == 0);
     }
 
     #[test]

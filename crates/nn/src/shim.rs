@@ -18,6 +18,7 @@ struct AutocastState {
 unsafe extern "C" {
     fn eq_memory_format(input: TensorPtr, channels_last: c_int, output: *mut TensorPtr) -> *mut c_char;
     fn eq_is_channels_last(input: TensorPtr, yes: *mut c_int) -> *mut c_char;
+    fn eq_pin_memory(input: TensorPtr, output: *mut TensorPtr) -> *mut c_char;
     fn eq_autocast_enter(
         cuda: c_int,
         enabled: c_int,
@@ -110,6 +111,15 @@ pub(crate) fn is_channels_last(input: &Tensor) -> Result<bool> {
     // SAFETY: both pointers outlive the call.
     checked("memory format", unsafe { eq_is_channels_last(ptr(input), &mut yes) })?;
     Ok(yes != 0)
+}
+
+/// A copy in page-locked memory, for which libtorch needs a GPU.
+pub(crate) fn pin_memory(input: &Tensor) -> Result<Tensor> {
+    let mut output: TensorPtr = std::ptr::null_mut();
+    // SAFETY: `input` outlives the call.
+    checked("pinned memory", unsafe { eq_pin_memory(ptr(input), &mut output) })?;
+    // SAFETY: on success `output` is a new at::Tensor, which the Rust tensor now owns.
+    Ok(unsafe { Tensor::from_ptr(output.cast()) })
 }
 
 /// Autocasting on this thread until dropped.

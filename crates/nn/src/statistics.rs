@@ -5,10 +5,9 @@
 
 use crate::layers::BatchNorm2d;
 use crate::reduce::Ownership;
-use crate::weights::raw_bytes;
+use crate::transport::Transport;
 use equipoise_base::{Error, ExitCode, Result};
-use equipoise_comm::Comm;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// A part of a model, or a whole one.
 pub trait Module {
@@ -16,62 +15,84 @@ pub trait Module {
     fn batch_norms(&self) -> Vec<&BatchNorm2d>;
 }
 
-/// What the last training forward noted in `norms`, flat: mean and unbiased variance of each, in order. `None` if
-/// there is no batch normalisation at all.
-///
-/// # Errors
-/// 101 if one of them took no part in that forward.
-pub fn take_statistics(norms: &[&BatchNorm2d]) -> Result<Option<Tensor>> {
-    let noted: Option<Vec<Tensor>> =
-        norms.iter().map(|norm| norm.take_statistics().map(|statistics| statistics.view([-1]))).collect();
-    match noted {
-        Some(parts) if parts.is_empty() => Ok(None),
-        Some(parts) => Ok(Some(Tensor::cat(&parts, 0))),
-        None => Err(Error::new(ExitCode::Bug, "a batch normalisation took no part in the training forward")),
-    }
+/// The running statistics of all batch normalisations of a model, in one storage: they move by the same few operations
+/// however many layers there are, which a GPU is glad of.
+#[derive(Debug)]
+pub struct RunningStatistics<'a> {
+    norms: Vec<&'a BatchNorm2d>,
+    /// Mean and variance of each, in order.
+    values: Tensor,
+    /// How many batches are in them, one number for each.
+    counts: Tensor,
 }
 
-/// Moves the running statistics of `norms` on every rank by all micro-batches of a step, in their order.
-///
-/// `own` are this rank's, as [`take_statistics`] gave them after each forward, ascending. Collective, unless there
-/// is no batch normalisation.
-///
-/// # Errors
-/// 78 for a world size that cannot share the micro-batches; 101 if a rank sent something else; those of the
-/// gathering.
-pub fn gather_statistics(
-    comm: &dyn Comm,
-    micro_batches: usize,
-    norms: &[&BatchNorm2d],
-    own: &[Tensor],
-) -> Result<()> {
-    let Some(first) = norms.first() else { return Ok(()) };
-    let ownership = Ownership::new(micro_batches, comm.size())?;
-    let (kind, device) = first.options();
-    let length: i64 = norms.iter().map(|norm| 2 * norm.channels()).sum();
-    let width = length as usize * kind.elt_size_in_bytes();
-    let bytes: Vec<u8> = own.iter().flat_map(raw_bytes).collect();
-    for (rank, bytes) in comm.all_gather(&bytes)?.into_iter().enumerate() {
-        let (count, got) = (ownership.of_rank(rank).len(), bytes.len());
-        if got != count * width {
-            let message =
-                format!("rank {rank} sent {got} bytes of statistics, expected {count} times {width}");
-            return Err(Error::new(ExitCode::Bug, message));
-        }
-        for row in bytes.chunks(width) {
-            apply(norms, &Tensor::from_data_size(row, &[length], kind).to_device(device));
+impl<'a> RunningStatistics<'a> {
+    /// Moves the running statistics of `norms` into one storage; the modules see every change.
+    pub fn new(norms: Vec<&'a BatchNorm2d>) -> Self {
+        let (kind, device) = norms.first().map_or((Kind::Float, Device::Cpu), |norm| norm.options());
+        let length: i64 = norms.iter().map(|norm| 2 * norm.channels()).sum();
+        let values = Tensor::zeros([length], (kind, device));
+        let counts = Tensor::zeros([norms.len() as i64], (Kind::Int64, device));
+        let move_to = |tensor: &Tensor, mut view: Tensor| {
+            view.copy_(tensor);
+            tensor.shallow_clone().set_data(&view);
+        };
+        tch::no_grad(|| {
+            let mut offset = 0;
+            for (index, norm) in norms.iter().enumerate() {
+                let ((mean, var, count), channels) = (norm.running(), norm.channels());
+                move_to(mean, values.narrow(0, offset, channels));
+                move_to(var, values.narrow(0, offset + channels, channels));
+                move_to(count, counts.select(0, index as i64));
+                offset += 2 * channels;
+            }
+        });
+        Self { norms, values, counts }
+    }
+
+    /// What the last training forward noted, flat: mean and unbiased variance of each normalisation, in order. `None`
+    /// if there is none at all.
+    ///
+    /// # Errors
+    /// 101 if one of them took no part in that forward.
+    pub fn take(&self) -> Result<Option<Tensor>> {
+        let noted: Option<Vec<Tensor>> =
+            self.norms.iter().map(|norm| norm.take_statistics().map(|both| both.view([-1]))).collect();
+        match noted {
+            Some(parts) if parts.is_empty() => Ok(None),
+            Some(parts) => Ok(Some(Tensor::cat(&parts, 0))),
+            None => {
+                Err(Error::new(ExitCode::Bug, "a batch normalisation took no part in the training forward"))
+            }
         }
     }
-    Ok(())
-}
 
-/// Moves the running statistics by one micro-batch.
-fn apply(norms: &[&BatchNorm2d], statistics: &Tensor) {
-    let mut offset = 0;
-    for norm in norms {
-        let channels = norm.channels();
-        norm.apply(&statistics.narrow(0, offset, 2 * channels).view([2, channels]));
-        offset += 2 * channels;
+    /// Moves by all micro-batches of a step, on every rank in their order. `own` are this rank's, as
+    /// [`RunningStatistics::take`] gave them after each forward, ascending. Collective, unless there is nothing to move.
+    ///
+    /// # Errors
+    /// Those of the gathering.
+    pub fn fold(&self, transport: &dyn Transport, ownership: &Ownership, own: &[Tensor]) -> Result<()> {
+        if self.norms.is_empty() {
+            return Ok(());
+        }
+        let options = (self.values.kind(), self.values.device());
+        let own = match own.is_empty() {
+            true => Tensor::zeros([0, self.values.numel() as i64], options),
+            false => Tensor::stack(own, 0),
+        };
+        let all = transport.gather(ownership, own)?;
+        (0..all.size()[0]).for_each(|row| self.apply(&all.get(row)));
+        Ok(())
+    }
+
+    /// Moves by one micro-batch.
+    pub fn apply(&self, noted: &Tensor) {
+        tch::no_grad(|| {
+            let mut values = self.values.shallow_clone();
+            let _ = values.g_mul_scalar_(1. - BatchNorm2d::MOMENTUM).g_add_(&(noted * BatchNorm2d::MOMENTUM));
+            let _ = self.counts.shallow_clone().g_add_scalar_(1);
+        });
     }
 }
 
@@ -80,8 +101,9 @@ mod tests {
     use super::*;
     use crate::Params;
     use crate::layers::Mode;
-    use equipoise_comm::threads;
-    use tch::{Device, Kind};
+    use crate::transport::HostTree;
+    use crate::weights::raw_bytes;
+    use equipoise_comm::{Comm, threads};
 
     struct Pair(BatchNorm2d, BatchNorm2d);
 
@@ -102,15 +124,16 @@ mod tests {
         let params = Params::new(0, Kind::Float, Device::Cpu);
         let pair =
             Pair(BatchNorm2d::new(&params.root().sub("a"), 3), BatchNorm2d::new(&params.root().sub("b"), 3));
+        let running = RunningStatistics::new(pair.batch_norms());
         let ownership = Ownership::new(micro_batches, comm.size()).unwrap();
         for step in 0..2 {
             let mut own = Vec::new();
             for index in ownership.of_rank(comm.rank()) {
                 let x = input(step * micro_batches + index);
                 let _ = pair.1.forward(&pair.0.forward(&x, Mode::Train).relu(), Mode::Train);
-                own.extend(take_statistics(&pair.batch_norms()).unwrap());
+                own.extend(running.take().unwrap());
             }
-            gather_statistics(comm, micro_batches, &pair.batch_norms(), &own).unwrap();
+            running.fold(&HostTree(comm), &ownership, &own).unwrap();
         }
         params.all().into_iter().map(|(name, tensor)| (name, raw_bytes(&tensor))).collect()
     }
@@ -134,12 +157,13 @@ mod tests {
     fn as_in_pytorch() {
         let params = Params::new(0, Kind::Float, Device::Cpu);
         let norm = BatchNorm2d::new(&params.root(), 3);
+        let running = RunningStatistics::new(vec![&norm]);
         let (mean, var) =
             (Tensor::zeros([3], (Kind::Float, Device::Cpu)), Tensor::ones([3], (Kind::Float, Device::Cpu)));
         for index in 0..4 {
             let x = input(index);
             let ours = norm.forward(&x, Mode::Train);
-            norm.apply(&take_statistics(&[&norm]).unwrap().unwrap().view([2, 3]));
+            running.apply(&running.take().unwrap().unwrap());
             let theirs = x.batch_norm(None::<&Tensor>, None, Some(&mean), Some(&var), true, 0.1, 1e-5, false);
             assert!(ours.allclose(&theirs, 1e-6, 1e-6, false));
         }
@@ -153,7 +177,7 @@ mod tests {
     fn a_norm_that_did_not_run_is_told() {
         let params = Params::new(0, Kind::Float, Device::Cpu);
         let norm = BatchNorm2d::new(&params.root(), 3);
-        assert_eq!(take_statistics(&[&norm]).unwrap_err().code(), ExitCode::Bug);
-        assert!(take_statistics(&[]).unwrap().is_none());
+        assert_eq!(RunningStatistics::new(vec![&norm]).take().unwrap_err().code(), ExitCode::Bug);
+        assert!(RunningStatistics::new(Vec::new()).take().unwrap().is_none());
     }
 }

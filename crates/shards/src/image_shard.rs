@@ -97,10 +97,10 @@ impl ImageShard {
         &self.meta
     }
 
-    /// Records whether all operators that made images so far were deterministic; once one was not, the file stays
-    /// marked.
-    pub fn note_reproducible(&mut self, reproducible: bool) {
-        self.meta.reproducible &= reproducible;
+    /// Records that an operator without a deterministic implementation took part: making an image again may give other
+    /// last bits.
+    pub fn mark_irreproducible(&mut self) {
+        self.meta.reproducible = false;
     }
 
     /// Number of images present.

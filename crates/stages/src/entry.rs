@@ -1,8 +1,8 @@
 //! The command line of every step binary.
 
-use crate::schema;
 use crate::step::{Step, run_stage};
 use crate::training::Ended;
+use crate::{facts, schema};
 use clap::Parser;
 use equipoise_base::{ExitCode, Result, bail};
 use equipoise_config::BUILD_ID;
@@ -12,10 +12,10 @@ use std::path::PathBuf;
 #[command(about = "A step of an Equipoise run; `equipoise run` and the batch scripts start it", version = BUILD_ID)]
 struct Args {
     /// Resolved configuration of the run.
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["print_schema", "build_id"])]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["print_schema", "build_id", "facts"])]
     config: Option<PathBuf>,
     /// Run directory.
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["print_schema", "build_id"])]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["print_schema", "build_id", "facts"])]
     run: Option<PathBuf>,
     /// Settings on top of the configuration; `stage=NAME` says which stage.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -26,6 +26,9 @@ struct Args {
     /// Print the build that front end and steps must share.
     #[arg(long, hide = true)]
     build_id: bool,
+    /// Print what this machine computes with, as JSON.
+    #[arg(long, hide = true)]
+    facts: bool,
 }
 
 /// Runs a step binary.
@@ -38,8 +41,11 @@ pub fn main(body: fn(&Step) -> Result<Ended>) -> std::process::ExitCode {
         println!("{BUILD_ID}");
         return ExitCode::Done.into();
     }
-    let result =
-        if args.print_schema { schema::print().map(|()| ExitCode::Done) } else { start(&args, body) };
+    let result = match (args.print_schema, args.facts) {
+        (true, _) => schema::print().map(|()| ExitCode::Done),
+        (_, true) => facts::print().map(|()| ExitCode::Done),
+        _ => start(&args, body),
+    };
     result
         .unwrap_or_else(|error| {
             eprintln!("error: {error}");

@@ -6,7 +6,7 @@ use crate::inputs::{self, Images};
 use crate::nets::Frozen;
 use crate::step::Step;
 use equipoise_base::{Result, ensure};
-use equipoise_data::{AugmentConfig, BatchBuilder};
+use equipoise_data::{AugmentConfig, Loader, Request};
 use equipoise_nn::layers::Mode;
 use equipoise_nn::weights::raw_bytes;
 use equipoise_nn::{MemoryFormat, runtime};
@@ -17,6 +17,8 @@ use tch::{Device, Kind, Tensor};
 
 /// Images that go through an extractor at once.
 const BATCH: usize = 64;
+/// Batches that the loader prepares ahead of the network.
+const PREFETCH: usize = 4;
 
 #[derive(Clone, Debug, Deserialize)]
 struct FeaturesParams {
@@ -59,9 +61,12 @@ pub fn evaluate(step: &Step, network: &Frozen, augment: &AugmentConfig, images: 
     let batches = count.div_ceil(BATCH);
     let per_rank = batches.div_ceil(step.world());
     let own = (step.rank() * per_rank).min(batches)..((step.rank() + 1) * per_rank).min(batches);
+    let requests: Vec<Request> = own.clone().map(|batch| request(images, batch)).collect();
+    let loader = Loader::start(builder, requests, PREFETCH)?;
     let (mut features, mut logits) = (Vec::new(), Vec::new());
-    for batch in own {
-        let (f, l) = one_batch(network, &builder, images, batch)?;
+    for (batch, loaded) in own.zip(loader) {
+        let keep = (count - batch * BATCH).min(BATCH) as i64;
+        let (f, l) = one_batch(network, &loaded?.images, keep)?;
         features.push(f);
         logits.push(l);
         step.comm_beat();
@@ -73,24 +78,22 @@ pub fn evaluate(step: &Step, network: &Frozen, augment: &AugmentConfig, images: 
     })
 }
 
-/// Rows of one batch, computed at full shape: the last one is filled up with its last image and cut.
-fn one_batch(
-    network: &Frozen,
-    builder: &BatchBuilder,
-    images: &Images,
-    batch: usize,
-) -> Result<(Tensor, Tensor)> {
-    let count = images.set.labels.len();
-    let rows = (batch * BATCH..(batch + 1) * BATCH).map(|row| row.min(count - 1));
-    let samples: Vec<Sample> =
-        rows.map(|row| Sample { set: 0, index: row as u64, label: images.set.labels[row], key: 0 }).collect();
-    let (x, _) = builder.tensors(&samples, &mut Vec::new())?;
-    let x = MemoryFormat::default().apply(&x.to_device(runtime::device()))?;
-    let keep = (count - batch * BATCH).min(BATCH) as i64;
+/// The images of one batch, always of full shape: the last one is filled up with its last image.
+fn request(images: &Images, batch: usize) -> Request {
+    let labels = &images.set.labels;
+    let rows = (batch * BATCH..(batch + 1) * BATCH).map(|row| row.min(labels.len() - 1));
+    let sample = |row: usize| Sample { set: 0, index: row as u64, label: labels[row], key: 0 };
+    Request { step: batch as u64, micro: 0, samples: rows.map(sample).collect() }
+}
+
+/// Features and logits of a batch, its first `keep` rows, on the host: it waits here while the loader goes on.
+fn one_batch(network: &Frozen, images: &Tensor, keep: i64) -> Result<(Tensor, Tensor)> {
+    let x = MemoryFormat::default().apply(&runtime::upload(images))?;
     Ok(tch::no_grad(|| {
         let features = network.classifier.features(&x, Mode::Eval);
         let logits = network.classifier.head(&features);
-        (features.narrow(0, 0, keep), logits.narrow(0, 0, keep))
+        let rows = |all: Tensor| all.narrow(0, 0, keep).to_device(Device::Cpu);
+        (rows(features), rows(logits))
     }))
 }
 

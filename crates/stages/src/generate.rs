@@ -183,13 +183,15 @@ pub(crate) fn append(file: &mut ImageShard, made: &Made) -> Result<()> {
     }
 }
 
-/// Marks a file whose images some operator made that has no deterministic form: known only after it has run.
+/// A shard as a file, which says whether all operators that made it are deterministic: known only after they ran.
 ///
 /// # Errors
-/// 101 if libtorch cannot be asked.
-pub(crate) fn note_operators(file: &mut ImageShard) -> Result<()> {
-    file.note_reproducible(equipoise_nn::runtime::nondeterministic_operators()?.is_empty());
-    Ok(())
+/// 65 or 74 if it cannot be written.
+pub(crate) fn bytes_of(file: &mut ImageShard) -> Result<Vec<u8>> {
+    if !equipoise_nn::runtime::nondeterministic_operators()?.is_empty() {
+        file.mark_irreproducible();
+    }
+    file.write()
 }
 
 /// The codec that a recipe names.
@@ -426,8 +428,7 @@ impl<'a> Set<'a> {
             }
             if claims.should_stop()? {
                 if file.next_index() > shard.images.start {
-                    note_operators(&mut file)?;
-                    self.step.commit(&self.part_path(shard), &file.write()?)?;
+                    self.step.commit(&self.part_path(shard), &bytes_of(&mut file)?)?;
                 }
                 return Ok(false);
             }
@@ -438,8 +439,7 @@ impl<'a> Set<'a> {
             on_batch(keep)?;
         }
         self.own.set(self.own.get() + shard.images.end - shard.images.start);
-        note_operators(&mut file)?;
-        self.step.commit(&self.folder.join(&shard.path), &file.write()?)?;
+        self.step.commit(&self.folder.join(&shard.path), &bytes_of(&mut file)?)?;
         self.step.remove_if_there(&self.part_path(shard))?;
         Ok(true)
     }

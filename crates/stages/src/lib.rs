@@ -6,6 +6,7 @@
 mod data;
 mod entry;
 mod evaluate;
+mod facts;
 mod features;
 mod generate;
 mod grid;

@@ -121,15 +121,15 @@ impl Objective for Denoising {
     fn loss(&self, micro: &MicroBatch) -> Result<Tensor> {
         let device = runtime::device();
         // Loaded images lie in [0, 1], the generator's in [-1, 1].
-        let images = &micro.images * 2. - 1.;
+        let images = runtime::upload(&micro.images) * 2. - 1.;
         let (times, noise, dropped) = self.draw(micro, &images);
-        let images = MemoryFormat::Contiguous.apply(&images.to_device(device))?;
+        let images = MemoryFormat::Contiguous.apply(&images)?;
         let batch = Batch {
             images: &images,
-            labels: Some(&micro.labels.to_device(device)),
-            dropped: Some(&dropped.to_device(device)),
-            t: &times.to_device(device),
-            noise: &noise.to_device(device),
+            labels: Some(&runtime::upload(&micro.labels)),
+            dropped: Some(&runtime::upload(&dropped)),
+            t: &runtime::upload(&times),
+            noise: &runtime::upload(&noise),
         };
         self.precision.scope(device, || self.loss.loss(&self.generator.unet, &batch))?
     }

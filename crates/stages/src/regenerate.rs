@@ -261,9 +261,7 @@ fn retry_failed(step: &Step) -> Result<Ended> {
         let failed = old.failed().iter().copied().collect();
         let again = make_again(&synthesizer, &shard, &failed, MORE_SUB_SEEDS)?;
         if again.iter().any(|made| made.pixels.is_some()) {
-            let mut file = completed(&old, again)?;
-            generate::note_operators(&mut file)?;
-            step.commit(&path, &file.write()?)?;
+            step.commit(&path, &generate::bytes_of(&mut completed(&old, again)?)?)?;
         }
     }
     Ok(if step.all_done(!stopped)? { Ended::Done } else { Ended::Stopped })

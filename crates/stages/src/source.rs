@@ -52,7 +52,7 @@ impl BatchId<'_> {
         }
         let size: Vec<i64> =
             std::iter::once(self.indices.len() as i64).chain(shape.iter().copied()).collect();
-        Tensor::from_slice(&values).view(size.as_slice()).to_device(runtime::device())
+        runtime::upload(&Tensor::from_slice(&values).view(size.as_slice()))
     }
 }
 

@@ -4,6 +4,10 @@
 //! that one rank takes it for all; the panic hook once somebody can be told.
 
 mod files;
+mod gradients;
+mod machine;
+#[cfg(feature = "nccl")]
+mod nccl;
 
 use crate::training::Ended;
 use crate::world::{self, World};
@@ -27,6 +31,7 @@ use files::{Log, prepared};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -44,6 +49,7 @@ pub struct Step {
     run: RunDir,
     dir: StageDir,
     world: World,
+    gradients: gradients::Choice,
     vfs: Arc<dyn Vfs>,
     clock: Arc<dyn Clock>,
     guard: LeaseGuard,
@@ -132,7 +138,9 @@ impl Step {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let run = RunDir::new(run);
         let dir = run.stage(&stage_key(&stage)?);
-        let record = identity_record(&stage)?;
+        let gradients = gradients::Choice::of(&world)?;
+        let record = machine::record(&stage, gradients.facts(&stage, &world)?)?;
+        machine::require_equal(&world, &record)?;
         let opened = match world.comm().rank() {
             0 => Some(open_root(&vfs, &dir, &record, &*clock)),
             _ => None,
@@ -161,6 +169,7 @@ impl Step {
             run,
             dir,
             world,
+            gradients,
             vfs,
             clock,
             stop,
@@ -192,7 +201,7 @@ impl Step {
         let dir = run.stage(&stage_key(&stage)?);
         let begun = vfs.exists(&dir.identity()).map_err(|error| Error::io("read", &dir.identity(), error))?;
         ensure!(begun, BadData, "{}: no such file: the stage was never begun", dir.identity().display());
-        identity_record(&stage)?.require(&*vfs, &dir.identity(), None)?;
+        machine::record(&stage, BTreeMap::new())?.require(&*vfs, &dir.identity(), None)?;
         let fence = Fence { dir: dir.lock(), generation: 0, nonce: String::new() };
         Ok(Self {
             guard: LeaseGuard::from_fences(vfs.clone(), vec![fence]),
@@ -206,6 +215,7 @@ impl Step {
             run,
             dir,
             world,
+            gradients: gradients::Choice::Tree,
             vfs,
             clock,
             stop: StopFlag::default(),
@@ -252,6 +262,17 @@ impl Step {
             let mut outcome = Outcome::new(code, rank, attempt, &host, clock.wall());
             outcome.message = message.to_string();
             let _ = outcome.write(&*vfs, &dir, Some(&guard));
+        }
+    }
+
+    /// Ends all ranks from another thread of this one, once: the reason is on disk before.
+    #[cfg(feature = "nccl")]
+    fn ender(&self) -> impl FnOnce(Error) + Send + 'static {
+        let (report, comm) = (self.reporter(), self.world.shared());
+        move |error: Error| {
+            eprintln!("error: rank {}: {error}", comm.rank());
+            report(error.code(), error.message());
+            comm.abort(error.code().status())
         }
     }
 
@@ -497,16 +518,6 @@ fn open_root(vfs: &Arc<dyn Vfs>, dir: &StageDir, record: &IdentityRecord, clock:
     let stage = Stage::open(vfs.clone(), dir.clone(), record, request)?;
     let metrics = Journal::open(vfs.clone(), &dir.metrics(), Some(stage.guard().clone()))?;
     Ok(Root { stage, metrics, last_status: None })
-}
-
-/// What must match when a stage is taken up again: its own identity and what this machine does to bits.
-fn identity_record(stage: &equipoise_config::Stage) -> Result<IdentityRecord> {
-    let mut fields = stage.identity_fields();
-    fields.extend(runtime::facts()?.into_iter().map(|(key, value)| (format!("machine.{key}"), value)));
-    if stage.params["codec"]["kind"].as_str().is_some_and(|codec| codec != "raw") {
-        fields.insert("machine.encoder".into(), equipoise_shards::ENCODER_VERSION.to_string());
-    }
-    Ok(IdentityRecord::of(fields))
 }
 
 fn stage_key(stage: &equipoise_config::Stage) -> Result<StageKey> {

@@ -102,7 +102,7 @@ impl Synthesizer<'_> {
     /// 78 if generator, sampler and feedback do not fit together.
     pub fn batch(&self, class: ClassId, first: u64, keep: u64, last: u32) -> Result<Vec<Made>> {
         let indices: Vec<u64> = (first..first + self.batch).collect();
-        let sampled = self.sample(class, &indices, 0, self.precision)?;
+        let sampled = on_host(self.sample(class, &indices, 0, self.precision)?);
         (0..keep as usize)
             .map(|slot| match judge(&sampled, slot) {
                 Ok(pixels) => {
@@ -137,7 +137,7 @@ impl Synthesizer<'_> {
             attempts.insert(0, (0, Precision::Fp32));
         }
         for (sub_seed, precision) in attempts {
-            let sampled = self.sample(class, &indices, sub_seed, precision)?;
+            let sampled = on_host(self.sample(class, &indices, sub_seed, precision)?);
             if let Ok(pixels) = judge(&sampled, 0) {
                 flags = flags.with(Flags::RETRIED_FP32).with_sub_seed(sub_seed);
                 let made = self.identified(class, index, sub_seed);
@@ -208,6 +208,12 @@ impl Synthesizer<'_> {
     }
 }
 
+/// A finished batch in host memory: one wait for the device, however many questions follow.
+fn on_host(sampled: Sampled) -> Sampled {
+    let Sampled { images, criterion } = sampled;
+    Sampled { images: images.to_device(Device::Cpu), criterion: criterion.to_device(Device::Cpu) }
+}
+
 /// The stored form of an image, or what is wrong with it.
 fn judge(sampled: &Sampled, slot: usize) -> std::result::Result<Vec<u8>, Bad> {
     let image = sampled.images.get(slot as i64).to_kind(Kind::Float);
@@ -229,14 +235,15 @@ pub fn to_pixels(image: &Tensor) -> Vec<u8> {
 }
 
 fn criterion_of(sampled: &Sampled, slot: usize) -> Vec<f32> {
-    let trace = sampled.criterion.to_kind(Kind::Float).to_device(Device::Cpu);
+    let trace = sampled.criterion.to_kind(Kind::Float);
     (0..trace.size()[0]).map(|step| trace.double_value(&[step, slot as i64]) as f32).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nets::{DataShape, GeneratorConfig};
+    use crate::nets::{DataShape, Generator, GeneratorConfig};
+    use crate::source::PixelSource;
     use equipoise_config::{method, recipe};
     use equipoise_nn::Params;
     use serde_json::json;
@@ -272,13 +279,13 @@ mod tests {
 
     #[test]
     fn completion_goes_on_where_generation_gave_up() {
-        let generator = mostly_black();
+        let source = PixelSource { generator: mostly_black(), shape: [1, 2, 2] };
         let sampler = json!({
             "kind": "ddim", "steps": 1, "eta": 0.0, "timestep_spacing": "trailing", "steps_offset": 0,
             "set_alpha_to_one": true, "clip_sample": true, "clip_sample_range": 1.0
         });
         let synthesizer = Synthesizer {
-            generator: &generator,
+            source: &source,
             sampler: serde_json::from_value(sampler).unwrap(),
             cfg_scale: 1.,
             precision: Precision::Fp32,

@@ -127,7 +127,8 @@ pub fn builder(
     let sets = images.map(|images| Arc::clone(&images.set) as Arc<dyn equipoise_data::ImageSource>).collect();
     let [height, width] = shape.size.map(|side| side as usize);
     let shape = Shape { channels: shape.channels as usize, height, width };
-    BatchBuilder::new(sets, augment.clone(), shape, step.recipe().run.threads as usize)
+    let builder = BatchBuilder::new(sets, augment.clone(), shape, step.recipe().run.threads as usize)?;
+    Ok(builder.placed_by(runtime::pinned))
 }
 
 /// A classifier with its loss.
@@ -149,9 +150,9 @@ impl Objective for Recognition {
     fn loss(&self, micro: &MicroBatch) -> Result<Tensor> {
         ensure!(micro.labels.numel() > 0, Bug, "an empty micro-batch");
         let device = runtime::device();
-        let images = MemoryFormat::default().apply(&micro.images.to_device(device))?;
+        let images = MemoryFormat::default().apply(&runtime::upload(&micro.images))?;
         let logits = self.precision.scope(device, || self.classifier.forward(&images, Mode::Train))?;
         let progress = Progress { epoch: 0, step: micro.request.step };
-        Ok(self.loss.forward(&logits, &micro.labels.to_device(device), progress))
+        Ok(self.loss.forward(&logits, &runtime::upload(&micro.labels), progress))
     }
 }

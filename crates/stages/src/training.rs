@@ -5,12 +5,12 @@ use crate::step::Step;
 use equipoise_base::{Error, ExitCode, Result, bail, ensure};
 use equipoise_comm::agree::{Verdict, agree};
 use equipoise_data::{BatchBuilder, Loader, MicroBatch, Request};
-use equipoise_nn::flat::is_finite;
 use equipoise_nn::layers::BatchNorm2d;
-use equipoise_nn::statistics::{gather_statistics, take_statistics};
+use equipoise_nn::reduce::Ownership;
+use equipoise_nn::statistics::RunningStatistics;
 use equipoise_nn::{
     Ema, EmaConfig, FlatParams, GradientTree, Optimizer, OptimizerConfig, Params, Schedule, ScheduleConfig,
-    weights,
+    Transport, runtime, weights,
 };
 use equipoise_rundir::{CheckpointWriter, Snapshot};
 use equipoise_telemetry::Progress;
@@ -77,53 +77,16 @@ pub fn train(
     builder: BatchBuilder,
 ) -> Result<Ended> {
     let mut state = State::new(step, objective, config, order.micro_batches() as usize)?;
-    let first = state.restore()?;
-    if first == config.steps {
-        state.commit_weights()?;
-        return Ok(Ended::Done);
+    let ended = state.run(order, builder)?;
+    state.transport.close()?;
+    let operators = runtime::nondeterministic_operators()?;
+    if !operators.is_empty() {
+        equipoise_telemetry::warn!(
+            "the same training may end with other last bits: no deterministic implementation of {}",
+            operators.join(", ")
+        );
     }
-    let owned = state.tree.owned();
-    let requests = Requests {
-        order,
-        micros: owned.start as u64..owned.end as u64,
-        step: first,
-        at: 0,
-        end: config.steps,
-    };
-    let mut loader = Loader::start(builder, requests, PREFETCH)?;
-    let mut progress = Progress::new(&step.stage.name, "steps", first, config.steps, step.is_root());
-    for now in first..config.steps {
-        let losses = state.accumulate(&mut loader, owned.clone())?;
-        let gradient = state.tree.finish(state.flat.values())?;
-        let finite = is_finite(&gradient) && losses.iter().all(|loss| loss.is_finite());
-        match state.verdict(finite)? {
-            Verdict::NonFinite => bail!(
-                NonFinite,
-                "step {now}: the loss or the gradient is not finite (losses of rank {}: {losses:?}); lower \
-                 optimizer.lr or use precision = \"fp32\"",
-                step.rank()
-            ),
-            Verdict::Go => {}
-            // The gradient of this step is given up: the checkpoint is of the step before it.
-            _ => {
-                state.checkpoint(now)?;
-                state.settle()?;
-                return Ok(Ended::Stopped);
-            }
-        }
-        state.apply(now, &gradient)?;
-        state.log(now, &losses)?;
-        progress.set(now + 1);
-        step.report_progress("steps", &progress, false)?;
-        if (now + 1).is_multiple_of(step.recipe().checkpoint.every_steps) && now + 1 < config.steps {
-            state.checkpoint(now + 1)?;
-        }
-    }
-    step.report_progress("steps", &progress, true)?;
-    state.checkpoint(config.steps)?;
-    state.settle()?;
-    state.commit_weights()?;
-    Ok(Ended::Done)
+    Ok(ended)
 }
 
 /// This rank's micro-batches, step after step.
@@ -159,9 +122,11 @@ struct State<'a> {
     optimizer: Box<dyn Optimizer>,
     schedule: Schedule,
     ema: Option<Ema>,
-    tree: GradientTree<'a>,
-    statistics: Vec<Tensor>,
-    micro_batches: usize,
+    tree: GradientTree,
+    transport: Box<dyn Transport + 'a>,
+    running: RunningStatistics<'a>,
+    /// What this rank's micro-batches of the step noted for the running statistics.
+    noted: Vec<Tensor>,
     /// Only the root writes: all ranks hold the same state.
     writer: Option<CheckpointWriter>,
     /// Losses since the last row of metrics, summed over this rank's micro-batches.
@@ -180,16 +145,65 @@ impl<'a> State<'a> {
             optimizer: config.optimizer.build(&flat)?,
             schedule: Schedule::new(config.schedule.clone(), 1, config.steps)?,
             ema: config.ema.map(|ema| Ema::new(ema, &flat)).transpose()?,
-            tree: GradientTree::new(step.comm(), micro_batches)?,
+            tree: GradientTree::new(Ownership::new(micro_batches, step.world())?, step.rank()),
+            transport: step.gradient_transport()?,
             writer: step.checkpoint_writer()?,
-            statistics: Vec::new(),
+            running: RunningStatistics::new(objective.batch_norms()),
+            noted: Vec::new(),
             window: (0., 0),
             step,
             objective,
             config,
             flat,
-            micro_batches,
         })
+    }
+
+    /// From the newest checkpoint to the end or to a stop.
+    fn run(&mut self, order: TrainingOrder, builder: BatchBuilder) -> Result<Ended> {
+        let (step, steps) = (self.step, self.config.steps);
+        let first = self.restore()?;
+        if first == steps {
+            self.commit_weights()?;
+            return Ok(Ended::Done);
+        }
+        let owned = self.tree.owned();
+        let micros = owned.start as u64..owned.end as u64;
+        let requests = Requests { order, micros, step: first, at: 0, end: steps };
+        let mut loader = Loader::start(builder, requests, PREFETCH)?;
+        let mut progress = Progress::new(&step.stage.name, "steps", first, steps, step.is_root());
+        for now in first..steps {
+            let losses = self.accumulate(&mut loader)?;
+            let gradient = self.tree.finish(&*self.transport, self.flat.values())?;
+            let (losses, finite) = read_back(&losses, &gradient);
+            self.transport.check()?;
+            match self.verdict(finite)? {
+                Verdict::NonFinite => bail!(
+                    NonFinite,
+                    "step {now}: the loss or the gradient is not finite (losses of rank {}: {losses:?}); lower \
+                     optimizer.lr or use precision = \"fp32\"",
+                    step.rank()
+                ),
+                Verdict::Go => {}
+                // The gradient of this step is given up: the checkpoint is of the step before it.
+                _ => {
+                    self.checkpoint(now)?;
+                    self.settle()?;
+                    return Ok(Ended::Stopped);
+                }
+            }
+            self.apply(now, &gradient)?;
+            self.log(now, &losses)?;
+            progress.set(now + 1);
+            step.report_progress("steps", &progress, false)?;
+            if (now + 1).is_multiple_of(step.recipe().checkpoint.every_steps) && now + 1 < steps {
+                self.checkpoint(now + 1)?;
+            }
+        }
+        step.report_progress("steps", &progress, true)?;
+        self.checkpoint(steps)?;
+        self.settle()?;
+        self.commit_weights()?;
+        Ok(Ended::Done)
     }
 
     /// Takes up the newest checkpoint that the root finds valid; all ranks take the same one.
@@ -211,20 +225,20 @@ impl<'a> State<'a> {
         Ok(found.manifest.step)
     }
 
-    /// Forward and backward over this rank's micro-batches; their losses.
-    fn accumulate(&mut self, loader: &mut Loader, owned: std::ops::Range<usize>) -> Result<Vec<f64>> {
-        let norms = self.objective.batch_norms();
-        self.statistics.clear();
+    /// Forward and backward over this rank's micro-batches; their losses, still on the device.
+    fn accumulate(&mut self, loader: &mut Loader) -> Result<Vec<Tensor>> {
+        let (owned, all) = (self.tree.owned(), self.tree.ownership().micro_batches());
+        self.noted.clear();
         let mut losses = Vec::with_capacity(owned.len());
         for micro in owned {
             let batch = loader
                 .next()
                 .ok_or_else(|| Error::new(ExitCode::Bug, "the loader ended before the training"))??;
             let loss = self.objective.loss(&batch)?;
-            let gradient = self.flat.gradient(&(&loss / self.micro_batches as f64));
-            self.statistics.extend(take_statistics(&norms)?);
+            let gradient = self.flat.gradient(&(&loss / all as f64));
+            self.noted.extend(self.running.take()?);
             self.tree.push(micro, gradient);
-            losses.push(loss.to_kind(Kind::Double).double_value(&[]));
+            losses.push(loss.detach());
         }
         Ok(losses)
     }
@@ -243,8 +257,7 @@ impl<'a> State<'a> {
     fn apply(&mut self, now: u64, gradient: &Tensor) -> Result<()> {
         let lr = self.config.optimizer.lr() * self.schedule.factor(now);
         self.optimizer.step(&self.flat, gradient, lr)?;
-        let norms = self.objective.batch_norms();
-        gather_statistics(self.step.comm(), self.micro_batches, &norms, &self.statistics)?;
+        self.running.fold(&*self.transport, self.tree.ownership(), &self.noted)?;
         if let Some(ema) = &mut self.ema {
             ema.update(&self.flat);
         }
@@ -319,4 +332,19 @@ impl<'a> State<'a> {
         }
         self.step.comm().barrier()
     }
+}
+
+/// The losses on the host, and whether they and the gradient are finite: the one moment of a step in which the host
+/// waits for the device.
+fn read_back(losses: &[Tensor], gradient: &Tensor) -> (Vec<f64>, bool) {
+    // The largest magnitude is finite where a sum of squares would overflow.
+    let largest = gradient.abs().max().to_kind(Kind::Double);
+    let mut values: Vec<Tensor> = losses.iter().map(|loss| loss.to_kind(Kind::Double).reshape([])).collect();
+    values.push(largest);
+    let mut read = vec![0f64; values.len()];
+    let count = read.len();
+    Tensor::stack(&values, 0).copy_data(&mut read, count);
+    let finite = read.iter().all(|value| value.is_finite());
+    read.truncate(losses.len());
+    (read, finite)
 }

@@ -5,7 +5,7 @@ use equipoise_comm::claims::{Claim, Claims, LocalClaims};
 use equipoise_comm::server::{ServedClaims, Tally};
 #[cfg(feature = "mpi")]
 use equipoise_comm::watchdog::Watched;
-use equipoise_comm::watchdog::{Bounds, Pulse, Watchdog};
+use equipoise_comm::watchdog::{Bounds, Pulse, Waiting, Watchdog};
 use equipoise_comm::{Comm, LocalComm, Messages, StopFlag};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -123,10 +123,20 @@ impl World {
 
     /// A panic on any thread of any rank ends all of them.
     pub fn abort_on_panic(&self, report: impl Fn(&str) + Send + Sync + 'static) {
+        equipoise_comm::guard::abort_on_panic(self.shared(), report);
+    }
+
+    /// The group for other threads, to end all ranks from.
+    pub fn shared(&self) -> Arc<dyn Comm> {
         match &self.messages {
-            Some(messages) => equipoise_comm::guard::abort_on_panic(world_comm(messages), report),
-            None => equipoise_comm::guard::abort_on_panic(Arc::new(LocalComm::default()), report),
+            Some(messages) => messages.clone(),
+            None => Arc::new(LocalComm::default()),
         }
+    }
+
+    /// Marks the time until the guard is dropped as waiting for other ranks, for the watchdog's report.
+    pub fn waiting(&self, what: &'static str) -> Waiting<'_> {
+        self.pulse.enter(what)
     }
 
     /// Leaves the group; collective, after the last communication and without a watchdog.
@@ -140,10 +150,6 @@ impl World {
         }
         Ok(())
     }
-}
-
-fn world_comm(messages: &Arc<dyn Messages>) -> Arc<dyn Comm> {
-    messages.clone()
 }
 
 /// Claims of a stage, wherever they are served.

@@ -44,6 +44,11 @@ impl Ownership {
         self.micro_batches
     }
 
+    /// Leaves of a rank's subtree, those beyond the last micro-batch included.
+    pub fn leaves_per_rank(&self) -> usize {
+        self.leaves_per_rank
+    }
+
     /// The micro-batches of `rank`, ascending; maybe none.
     pub fn of_rank(&self, rank: usize) -> Range<usize> {
         self.of_ranks(rank..rank + 1)

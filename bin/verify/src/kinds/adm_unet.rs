@@ -3,9 +3,9 @@
 use crate::case::{Case, Tensors};
 use equipoise_base::Result;
 use equipoise_models::adm::{AdmConfig, AdmEncoder, AdmPool, AdmShape, AdmUNet};
-use equipoise_nn::Params;
+use equipoise_nn::{Params, runtime};
 use serde::Deserialize;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Constructor arguments of `UNetModel` and `EncoderUNetModel`, with their defaults.
 #[derive(Debug, Deserialize)]
@@ -101,14 +101,14 @@ impl Constructor {
 
     /// The generator with the weights of the case, frozen.
     pub fn unet(&self, case: &Case, kind: Kind) -> Result<AdmUNet> {
-        let params = Params::for_loading(kind, Device::Cpu);
+        let params = Params::for_loading(kind, runtime::device());
         let unet = AdmUNet::new(&params.root(), &self.config(), &self.shape())?;
         load(case, &params)?;
         Ok(unet)
     }
 
     fn encoder(&self, case: &Case, kind: Kind) -> Result<AdmEncoder> {
-        let params = Params::for_loading(kind, Device::Cpu);
+        let params = Params::for_loading(kind, runtime::device());
         let encoder = AdmEncoder::new(&params.root(), &self.config(), &self.shape(), self.pool)?;
         load(case, &params)?;
         Ok(encoder)

@@ -20,12 +20,12 @@ use equipoise_models::autoencoder_kl::AutoencoderKL;
 use equipoise_models::resnet::{bottleneck::BottleneckResNetConfig, cifar::CifarResNetConfig};
 use equipoise_models::unet2d_condition::UNet2DConditionModel;
 use equipoise_models::{ArchConfig, Classifier};
-use equipoise_nn::Params;
+use equipoise_nn::{Params, runtime};
 use equipoise_nn::layers::Mode;
 use equipoise_pretrained::Component;
 use serde::Deserialize;
 use std::ops::ControlFlow;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Computes what the case expects.
 pub fn check(case: &Case) -> Result<Tensors> {
@@ -84,7 +84,7 @@ fn classifier(case: &Case, kind: Kind) -> Result<EvalGuide> {
             (ArchConfig::CifarResnet(config), num_classes)
         }
     };
-    let classifier = Classifier::new(&arch, Params::for_loading(kind, Device::Cpu), 3, classes)?;
+    let classifier = Classifier::new(&arch, Params::for_loading(kind, runtime::device()), 3, classes)?;
     classifier.load("classifier.safetensors", &case.weights("classifier.safetensors")?)?;
     classifier.params().freeze();
     Ok(EvalGuide(classifier))

@@ -6,9 +6,10 @@ use equipoise_classify::contrastive::{Bcl, PaCo, Queue, SupCon};
 use equipoise_classify::groups::{GroupDro, Irm};
 use equipoise_classify::mix::{self, Remix};
 use equipoise_classify::{Counts, Loss, LossConfig, Progress};
+use equipoise_nn::runtime;
 use equipoise_numerics::check::{labels, to_i64};
 use serde_json::Value;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Computes the losses of the family that `params.family` names.
 pub fn check(case: &Case) -> Result<Tensors> {
@@ -73,6 +74,7 @@ fn mixing(case: &Case) -> Result<Tensors> {
     let host_perm = labels("perm", perm, rows, rows as usize)?;
     let remix = Remix { kappa: case.param("kappa")?, tau: case.param("tau")? };
     let remix_share = Tensor::from_slice(&remix.shares(&counts, &host_target, &host_perm, lambda));
+    let remix_share = remix_share.to_device(logits.device());
     let mut out = Tensors::new();
     for (name, share) in [("mixup", &mix::mixup_shares(target, lambda, logits)), ("remix", &remix_share)] {
         let logits = leaf(logits);
@@ -132,7 +134,7 @@ fn groups(case: &Case) -> Result<Tensors> {
         return Err(case.broken("logits are not [S, N, C]"));
     };
     let (attributes, lambda): (i64, f64) = (case.param("num_attributes")?, case.param("irm_lambda")?);
-    let mut dro = GroupDro::new(classes * attributes, case.param("groupdro_eta")?, Device::Cpu)?;
+    let mut dro = GroupDro::new(classes * attributes, case.param("groupdro_eta")?, runtime::device())?;
     let mut parts: Vec<(&str, Vec<Tensor>)> = Vec::new();
     let mut note =
         |name: &'static str, tensor: Tensor| match parts.iter_mut().find(|(known, _)| *known == name) {

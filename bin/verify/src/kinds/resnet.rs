@@ -6,12 +6,13 @@ use equipoise_models::resnet::{bottleneck::BottleneckResNetConfig, cifar::CifarR
 use equipoise_models::{ArchConfig, Classifier};
 use equipoise_nn::layers::Mode;
 use equipoise_nn::optim::SgdConfig;
-use equipoise_nn::{FlatParams, Module, OptimizerConfig, Params};
-use tch::{Device, Reduction, Tensor};
+use equipoise_nn::statistics::RunningStatistics;
+use equipoise_nn::{FlatParams, Module, OptimizerConfig, Params, runtime};
+use tch::{Reduction, Tensor};
 
 /// Computes what the case expects.
 pub fn check(case: &Case) -> Result<Tensors> {
-    let params = Params::for_loading(case.dtype(), Device::Cpu);
+    let params = Params::for_loading(case.dtype(), runtime::device());
     let classifier = Classifier::new(&arch(case)?, params, 3, case.param("num_classes")?)?;
     classifier.load("weights.safetensors", &case.weights("weights.safetensors")?)?;
     match case.param::<String>("op")?.as_str() {
@@ -66,6 +67,7 @@ fn train(case: &Case, classifier: &Classifier) -> Result<Tensors> {
         nesterov: case.param("nesterov")?,
     };
     let flat = FlatParams::new(classifier.params())?;
+    let running = RunningStatistics::new(classifier.batch_norms());
     let mut optimizer = OptimizerConfig::Sgd(config).build(&flat)?;
     let (mut got, mut losses, mut all_logits) = (Tensors::new(), Vec::new(), Vec::new());
     for (step, &lr) in (0i64..).zip(&lrs) {
@@ -73,10 +75,7 @@ fn train(case: &Case, classifier: &Classifier) -> Result<Tensors> {
         // tch's `cross_entropy_for_logits` would round to float32.
         let loss = logits.cross_entropy_loss(&y.get(step), None::<&Tensor>, Reduction::Mean, -100, 0.);
         optimizer.step(&flat, &flat.gradient(&loss), lr)?;
-        for norm in classifier.batch_norms() {
-            let statistics = norm.take_statistics();
-            statistics.iter().for_each(|statistics| norm.apply(statistics));
-        }
+        running.take()?.iter().for_each(|noted| running.apply(noted));
         losses.push(loss.detach());
         all_logits.push(logits.detach());
         for (name, tensor) in classifier.params().all() {

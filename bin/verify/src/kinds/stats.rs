@@ -2,15 +2,16 @@
 
 use crate::case::{Case, Tensors};
 use equipoise_base::{Result, ensure};
+use equipoise_nn::runtime;
 use equipoise_numerics::{ClassMoments, Hardness, Spread};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// Streams the features in the chunks of the case, then scores the queries.
 pub fn check(case: &Case) -> Result<Tensors> {
     let (features, label) = (case.input("features")?, case.input("label")?);
     let (query, query_label) = (case.input("query")?, case.input("query_label")?);
     let dim = features.size().last().copied().unwrap_or(0);
-    let mut stats = ClassMoments::new(case.param("num_classes")?, dim, Spread::PerClass, Device::Cpu);
+    let mut stats = ClassMoments::new(case.param("num_classes")?, dim, Spread::PerClass, runtime::device());
     let chunks: Vec<i64> = case.param("chunks")?;
     let rows: i64 = chunks.iter().sum();
     let whole = chunks.iter().all(|&length| length >= 0)

@@ -1,0 +1,63 @@
+//! Timed loops over the product's own code, to set beside `benches/peers`, and NCCL on a GPU.
+//!
+//! Every command prints one JSON line; `benches/gpu/run.sh` collects them.
+
+mod nccl;
+mod sampling;
+mod timing;
+mod training;
+
+use clap::{Parser, Subcommand};
+use equipoise_base::{ExitCode, Result};
+use equipoise_nn::runtime::{self, DeviceChoice, RuntimeConfig};
+
+#[derive(Debug, Parser)]
+#[command(name = "equipoise-bench", about = "Timed loops to set beside benches/peers")]
+struct Cli {
+    /// cpu or cuda.
+    #[arg(long, global = true, default_value = "cuda", value_parser = ["cpu", "cuda"])]
+    device: String,
+    /// Threads of an operator on a CPU.
+    #[arg(long, global = true, default_value_t = 1)]
+    threads: usize,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Training steps of a classifier on images that are on the device already.
+    Training(training::Args),
+    /// Images of the committed generator, by DDIM with classifier-free guidance.
+    Sampling(sampling::Args),
+    /// A group of one rank: load the library, make an id, reduce, ask for errors, leave.
+    Nccl,
+}
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::Done.into()
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.code().into()
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<serde_json::Value> {
+    let device = if cli.device == "cpu" { DeviceChoice::Cpu } else { DeviceChoice::Cuda };
+    runtime::init(&RuntimeConfig { device, threads: cli.threads, ..RuntimeConfig::default() })?;
+    let mut line = match &cli.what {
+        What::Training(args) => training::run(args),
+        What::Sampling(args) => sampling::run(args),
+        What::Nccl => nccl::run(),
+    }?;
+    line["device"] = cli.device.clone().into();
+    line["threads"] = cli.threads.into();
+    line["nondeterministic"] = runtime::nondeterministic_operators()?.into();
+    Ok(line)
+}

@@ -1,0 +1,111 @@
+//! What carries the gradients of a training between its ranks: chosen here, once, for all stages that train.
+//!
+//! | ranks compute on | transport | bits |
+//! |---|---|---|
+//! | CPUs, or share GPUs | [`HostTree`] over MPI | equal at every world size whose ranks hold whole subtrees |
+//! | one GPU each | NCCL | equal at the same number of ranks and nodes, which is then part of the identity |
+
+use super::Step;
+use crate::world::World;
+use equipoise_base::{Result, bail};
+use equipoise_config::{Kind, Stage};
+use equipoise_nn::{HostTree, Transport, runtime};
+use equipoise_rundir::Process;
+use std::collections::{BTreeMap, BTreeSet};
+use tch::Device;
+
+/// For tests only: `tree` or `nccl` whatever the devices are. NCCL's test double works on host memory.
+pub(super) const VARIABLE: &str = "EQUIPOISE_GRADIENTS";
+
+/// The transport of a training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// Over MPI and host memory.
+    Tree,
+    /// Over NCCL, between ranks on this many nodes.
+    #[cfg_attr(not(feature = "nccl"), expect(dead_code, reason = "nothing chooses it in this build"))]
+    Nccl { nodes: usize },
+}
+
+impl Choice {
+    /// The same on all ranks; a collective.
+    ///
+    /// # Errors
+    /// 78 for an unknown transport, or one that this build lacks.
+    pub(super) fn of(world: &World) -> Result<Self> {
+        let places = Places::gather(world)?;
+        let nccl = match std::env::var(VARIABLE).as_deref() {
+            Err(_) => cfg!(feature = "nccl") && world.comm().size() > 1 && places.have_a_gpu_each,
+            Ok("tree") => false,
+            Ok("nccl") if cfg!(feature = "nccl") => true,
+            Ok("nccl") => {
+                bail!(Config, "{VARIABLE}=nccl: this build has no NCCL; build with the feature nccl")
+            }
+            Ok(other) => bail!(Config, "{VARIABLE}={other}: expected tree or nccl"),
+        };
+        Ok(if nccl { Self::Nccl { nodes: places.nodes } } else { Self::Tree })
+    }
+
+    /// Identity fields of a training over this transport: none where the number of ranks does not matter.
+    ///
+    /// # Errors
+    /// 78 if NCCL cannot be loaded.
+    pub(super) fn facts(self, stage: &Stage, world: &World) -> Result<BTreeMap<String, String>> {
+        let trains = matches!(stage.kind, Kind::Classifier | Kind::Arm | Kind::Diffusion);
+        let value = match self {
+            _ if !trains => return Ok(BTreeMap::new()),
+            Self::Tree if runtime::device() == Device::Cpu => return Ok(BTreeMap::new()),
+            Self::Tree => "tree".into(),
+            Self::Nccl { nodes } => {
+                let ranks = world.comm().size();
+                format!("{} over {ranks} ranks on {nodes} nodes", nccl_version()?)
+            }
+        };
+        Ok(BTreeMap::from([("machine.gradients".into(), value)]))
+    }
+}
+
+/// Where the ranks compute.
+struct Places {
+    nodes: usize,
+    have_a_gpu_each: bool,
+}
+
+impl Places {
+    fn gather(world: &World) -> Result<Self> {
+        let uuid = runtime::gpu_uuid();
+        let own = [&uuid.unwrap_or_default()[..], Process::current().host.as_bytes()].concat();
+        let all = world.comm().all_gather(&own)?;
+        let parts = || all.iter().filter_map(|place| place.split_at_checked(16));
+        let gpus: BTreeSet<&[u8]> = parts().map(|(uuid, _)| uuid).filter(|uuid| *uuid != [0; 16]).collect();
+        let nodes: BTreeSet<&[u8]> = parts().map(|(_, host)| host).collect();
+        Ok(Self { nodes: nodes.len(), have_a_gpu_each: gpus.len() == all.len() })
+    }
+}
+
+impl Step {
+    /// Joins the ranks for a training; a collective.
+    ///
+    /// # Errors
+    /// 78 if NCCL cannot be loaded or used, on all ranks; 74 if it fails.
+    pub fn gradient_transport(&self) -> Result<Box<dyn Transport + '_>> {
+        match self.gradients {
+            Choice::Tree => Ok(Box::new(HostTree(self.comm()))),
+            #[cfg(feature = "nccl")]
+            Choice::Nccl { .. } => Ok(Box::new(super::nccl::Nccl::join(self)?)),
+            #[cfg(not(feature = "nccl"))]
+            Choice::Nccl { .. } => bail!(Bug, "this build has no NCCL"),
+        }
+    }
+}
+
+#[cfg(feature = "nccl")]
+pub(super) fn nccl_version() -> Result<String> {
+    let (version, _) = equipoise_comm_nccl::version()?;
+    Ok(format!("NCCL {}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+}
+
+#[cfg(not(feature = "nccl"))]
+fn nccl_version() -> Result<String> {
+    bail!(Bug, "this build has no NCCL")
+}
