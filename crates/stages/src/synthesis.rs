@@ -263,6 +263,7 @@ mod tests {
         });
         let config = GeneratorConfig {
             weights: None,
+            folder: None,
             model: method::DiffusionModel(model),
             schedule: method::NoiseSchedule(schedule),
             prediction: recipe::Prediction::Epsilon,

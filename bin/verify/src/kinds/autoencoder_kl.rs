@@ -4,12 +4,13 @@ use crate::case::{Case, Tensors};
 use equipoise_base::Result;
 use equipoise_models::autoencoder_kl::AutoencoderKL;
 use equipoise_pretrained::Component;
-use tch::{Device, Kind, Tensor};
+use equipoise_nn::runtime;
+use tch::{Kind, Tensor};
 
 /// Computes what the case expects.
 pub fn check(case: &Case) -> Result<Tensors> {
     let kind = case.dtype();
-    let vae = AutoencoderKL::open(&Component::open(&case.dir.join("model"))?, kind, Device::Cpu)?;
+    let vae = AutoencoderKL::open(&Component::open(&case.dir.join("model"))?, kind, runtime::device())?;
     let input = |name: &str| case.input(name).map(|tensor| tensor.to_kind(kind));
     let posterior = vae.encode(&input("image")?);
     let latent = input("latent")?.set_requires_grad(true);

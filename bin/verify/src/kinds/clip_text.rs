@@ -4,12 +4,12 @@ use crate::case::{Case, Tensors};
 use equipoise_base::Result;
 use equipoise_models::clip::ClipTextModel;
 use equipoise_pretrained::Component;
-use tch::Device;
+use equipoise_nn::runtime;
 
 /// Computes what the case expects.
 pub fn check(case: &Case) -> Result<Tensors> {
     let component = Component::open(&case.dir.join("model"))?;
-    let model = ClipTextModel::open(&component, case.dtype(), Device::Cpu)?;
+    let model = ClipTextModel::open(&component, case.dtype(), runtime::device())?;
     let (ids, mask) = (case.input("input_ids")?, case.inputs.get("attention_mask"));
     let out = tch::no_grad(|| model.forward(ids, mask));
     let mut got = Tensors::from([

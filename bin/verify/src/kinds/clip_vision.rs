@@ -4,12 +4,12 @@ use crate::case::{Case, Tensors};
 use equipoise_base::Result;
 use equipoise_models::clip::ClipVisionModel;
 use equipoise_pretrained::Component;
-use tch::Device;
+use equipoise_nn::runtime;
 
 /// Computes what the case expects.
 pub fn check(case: &Case) -> Result<Tensors> {
     let component = Component::open(&case.dir.join("model"))?;
-    let model = ClipVisionModel::open(&component, case.dtype(), Device::Cpu)?;
+    let model = ClipVisionModel::open(&component, case.dtype(), runtime::device())?;
     let pixels = case.input("pixel_values")?;
     let out = tch::no_grad(|| model.forward(pixels));
     Ok(Tensors::from([

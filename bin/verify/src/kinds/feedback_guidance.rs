@@ -103,7 +103,7 @@ impl Eyes {
             &case.param::<Vec<f64>>("view_mean")?,
             &case.param::<Vec<f64>>("view_std")?,
             kind,
-            Device::Cpu,
+            runtime::device(),
         )?;
         Ok(Self { guide: classifier(case, kind)?, view })
     }
@@ -129,8 +129,8 @@ fn pixel(case: &Case) -> Result<Tensors> {
 fn latent(case: &Case) -> Result<Tensors> {
     let kind = case.dtype();
     let component = |name: &str| Component::open(&case.dir.join("model").join(name));
-    let unet = UNet2DConditionModel::open(&component("unet")?, kind, Device::Cpu)?;
-    let vae = AutoencoderKL::open(&component("vae")?, kind, Device::Cpu)?;
+    let unet = UNet2DConditionModel::open(&component("unet")?, kind, runtime::device())?;
+    let vae = AutoencoderKL::open(&component("vae")?, kind, runtime::device())?;
     let decoder = LatentDecoder::new(&vae);
     let eyes = Eyes::new(case, kind)?;
     let scheduler = SchedulerConfig::open(&component("scheduler")?)?;

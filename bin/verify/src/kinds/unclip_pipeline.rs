@@ -10,7 +10,8 @@ use equipoise_diffusion::text_conditional::{Condition, TextConditional};
 use equipoise_pretrained::Folder;
 use std::cell::RefCell;
 use std::ops::ControlFlow;
-use tch::{Device, Tensor};
+use equipoise_nn::runtime;
+use tch::Tensor;
 
 /// A denoiser that keeps what it said.
 struct Recorded<'a> {
@@ -34,7 +35,7 @@ impl Denoiser for Recorded<'_> {
 pub fn check(case: &Case) -> Result<Tensors> {
     let kind = case.dtype();
     let input = |name: &str| case.input(name).map(|tensor| tensor.to_kind(kind));
-    let pipeline = LatentDiffusion::open(&Folder::open(&case.dir.join("model"))?, kind, Device::Cpu)?;
+    let pipeline = LatentDiffusion::open(&Folder::open(&case.dir.join("model"))?, kind, runtime::device())?;
     let prompt: Vec<String> = case.param("prompt")?;
     let negative: Option<Vec<String>> = case.param("negative_prompt")?;
     let ids = pipeline.tokenize(&prompt)?;

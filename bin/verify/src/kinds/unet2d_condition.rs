@@ -4,12 +4,13 @@ use crate::case::{Case, Tensors};
 use equipoise_base::Result;
 use equipoise_models::unet2d_condition::UNet2DConditionModel;
 use equipoise_pretrained::Component;
-use tch::{Device, Kind, Tensor};
+use equipoise_nn::runtime;
+use tch::{Kind, Tensor};
 
 /// Computes what the case expects.
 pub fn check(case: &Case) -> Result<Tensors> {
     let kind = case.dtype();
-    let unet = UNet2DConditionModel::open(&Component::open(&case.dir.join("model"))?, kind, Device::Cpu)?;
+    let unet = UNet2DConditionModel::open(&Component::open(&case.dir.join("model"))?, kind, runtime::device())?;
     let input = |name: &str| case.input(name).map(|tensor| tensor.to_kind(kind));
     let sample = input("sample")?.set_requires_grad(case.param("grad")?);
     let labels = unet.has_class_embedding().then(|| input("class_labels")).transpose()?;
