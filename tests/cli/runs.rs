@@ -68,7 +68,7 @@ fn a_failure_is_shown_with_the_next_command() {
 fn logs_show_the_newest_attempt() {
     let dir = Dir::new();
     run_dir(&dir);
-    assert!(dir.equipoise(&["logs", "run"]).fails(65).contains("no log of rank 0 yet"));
+    assert!(dir.equipoise(&["logs", "run"]).fails(65).contains("there is no such log yet"));
     for (attempt, text) in [(9, "old\n"), (10, "new\n")] {
         dir.write(&format!("run/stages/train.g/logs/{attempt}/rank-0000.log"), text);
     }
@@ -78,6 +78,27 @@ fn logs_show_the_newest_attempt() {
     assert!(
         dir.equipoise(&["logs", "run", "--stage", "train.f"]).fails(64).contains("did you mean 'train.g'?")
     );
+}
+
+#[test]
+fn logs_of_all_attempts_and_ranks_and_of_the_batch_job() {
+    let dir = Dir::new();
+    run_dir(&dir);
+    for (attempt, rank) in [(1, 0), (1, 1), (2, 0), (2, 1)] {
+        let path = format!("run/stages/train.g/logs/{attempt}/rank-000{rank}.log");
+        dir.write(&path, &format!("attempt {attempt} rank {rank}\n"));
+    }
+    let lines = |args: &[&str]| {
+        let text = dir.equipoise(&[&["logs", "run"], args].concat()).ok();
+        text.lines().filter(|line| !line.starts_with("==>")).map(str::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(&["--rank", "all"]), ["attempt 2 rank 0", "attempt 2 rank 1"]);
+    assert_eq!(lines(&["--rank", "1", "--attempt", "all"]), ["attempt 1 rank 1", "attempt 2 rank 1"]);
+    assert_eq!(lines(&["--attempt", "1"]), ["attempt 1 rank 0"]);
+    dir.write("run/slurm/train.g.log", "module not found\n");
+    dir.write("run/slurm/train.gg.log", "other\n");
+    dir.write("run/slurm/train.g.7.log", "task\n");
+    assert_eq!(lines(&["--stage", "train.g", "--job"]), ["task", "module not found"]);
 }
 
 #[test]

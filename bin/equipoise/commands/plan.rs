@@ -1,5 +1,10 @@
 //! `equipoise plan`: stages, exact counts, space; before anything is computed.
 
+mod dry_run;
+mod simulate;
+
+pub use dry_run::dry_run;
+
 use super::RecipeArgs;
 use crate::classes;
 use crate::output::{self, Format};
@@ -21,7 +26,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     equipoise plan my.toml\n  \
-    equipoise plan my.toml --set generate.plan.n=1300 --output json\n\n\
+    equipoise plan my.toml --set generate.plan.n=1300 --output json\n  \
+    equipoise plan my.toml --simulate 1024 --mtbf 14400   how long sets take on ranks that fail every four hours\n  \
+    equipoise submit my.toml --dry-run                    hours and attempts as batch jobs\n\n\
     Exits 73 if the space or the number of files left does not suffice.")]
 pub struct Args {
     #[command(flatten)]
@@ -29,6 +36,8 @@ pub struct Args {
     /// Run directory [default: run.root/run.name].
     #[arg(long = "run", value_name = "DIR")]
     run: Option<PathBuf>,
+    #[command(flatten)]
+    simulate: simulate::Simulate,
     /// How to print.
     #[arg(long, value_enum, default_value_t)]
     output: Format,
@@ -101,6 +110,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let resolved = args.recipe.resolve()?;
     let dir = args.run.clone().unwrap_or_else(|| resolved.run_dir());
     let run = Run::new(resolved, dir)?;
+    if let Some(ranks) = args.simulate.ranks() {
+        return simulate::run(&run, ranks, &args.simulate, args.output);
+    }
     let plan = plan(&run)?;
     match args.output {
         Format::Json => output::json(&plan),
@@ -343,17 +355,4 @@ fn print(plan: &Plan) {
     let (need, free) = (output::bytes(plan.bytes), output::bytes(plan.free_bytes));
     output::line(format!("needs  {need} and {} files, checkpoints included", plan.files));
     output::line(format!("free   {free}, {free_files}"));
-}
-
-/// What submitting would take.
-///
-/// # Errors
-/// As those of [`run`].
-pub fn dry_run(run: &Run, output: Format) -> Result<ExitCode> {
-    let plan = plan(run)?;
-    match output {
-        Format::Json => output::json(&plan),
-        Format::Text => print(&plan),
-    }
-    Ok(ExitCode::Done)
 }

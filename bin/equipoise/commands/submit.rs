@@ -34,6 +34,9 @@ pub struct Args {
     /// Show counts, hours, space and attempts; write and submit nothing.
     #[arg(long, group = "instead")]
     dry_run: bool,
+    /// Another run whose measured speed is taken, with --dry-run; by default this one.
+    #[arg(long, value_name = "RUN", requires = "dry_run")]
+    measured: Option<PathBuf>,
     /// Let Slurm check the scripts and estimate when each could start; write and submit nothing.
     #[arg(long, group = "instead")]
     test_only: bool,
@@ -56,7 +59,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return test_only(args, &chosen_scripts(args, &run)?);
     }
     if args.dry_run {
-        return super::plan::dry_run(&run, args.output);
+        return super::plan::dry_run(&run, args.measured.as_deref(), args.output);
     }
     let placed = jobs::complete(&run, true)?;
     show(&run, &placed, args.output);

@@ -1,6 +1,6 @@
 //! The scripts, as they come out; each passes shellcheck and runs.
 
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::disallowed_methods, clippy::expect_used, clippy::unwrap_used)]
 
 use equipoise_base::Identity;
 use equipoise_config::layers::{default_layer, file_layer};

@@ -185,3 +185,34 @@ fn without_slurm_it_says_so() {
     let said = crate::util::Ran::of(&mut command).fails(78);
     assert!(said.contains("there is no such command here"), "{said}");
 }
+
+#[test]
+fn a_dry_run_tells_hours_and_attempts_from_measured_speed() {
+    let site = Site::with("time = '0:10:00'\nsignal_lead = 60\ngpus_per_task = '2'");
+    let text = site.equipoise(&["submit", "my.toml", "--run", "run", "--dry-run"]).ok();
+    let line =
+        |text: &str, stage: &str| text.lines().find(|line| line.starts_with(stage)).unwrap().to_string();
+    assert!(line(&text, "generate.plain.k0").contains("91  not measured"), "{text}");
+    assert!(!site.dir.path().join("run").exists() && site.slurm.calls_of("sbatch").is_empty());
+    // One image in ten seconds on two ranks: 91 take 1820 s on one, at 480 s of work in each attempt.
+    let status = serde_json::json!({
+        "stage": "generate.plain.k0", "state": "done", "unit": "images", "done": 91, "total": 91, "rate": 0.1,
+        "attempt": 1, "ranks": 2, "host": "n1", "pid": 1, "wall": 0.0,
+    });
+    site.dir.write("earlier/stages/generate.plain.k0/status.json", &status.to_string());
+    let args = ["submit", "my.toml", "--run", "run", "--dry-run", "--measured", "earlier"];
+    let text = site.equipoise(&args).ok();
+    let words: Vec<String> =
+        line(&text, "generate.plain.k0").split_whitespace().map(str::to_string).collect();
+    assert_eq!(words[1..], ["-", "1", "1", "91", "30", "min", "20", "s", "4"], "{text}");
+    assert!(text.contains("takes  1.0 GPU-hours, 0.5 CPU-hours, and "), "{text}");
+}
+
+#[test]
+fn a_simulation_of_many_ranks() {
+    let site = Site::new();
+    let args = ["plan", "my.toml", "--simulate", "1024", "--mtbf", "100000"];
+    let text = site.equipoise(&args).ok();
+    assert!(text.contains("idle tail") && text.contains("1024 ranks, planned and simulated in"), "{text}");
+    site.equipoise(&["plan", "my.toml", "--simulate", "0"]).fails(64);
+}
