@@ -51,7 +51,9 @@ fn ranks_may_change_at_every_restart() {
     let mut restarts = 0;
     for (attempt, ranks) in [2, 3, 1].into_iter().cycle().take(60).enumerate() {
         let mut process = Process::spawn(run(&path, ranks, &sets));
-        let delay = Key::new(7, "stop").index(attempt as u64).stream().range(1.5, 5.);
+        // From the first stage on: before, nobody listens to the signal and nothing can be lost.
+        process.wait_for_output(": attempt", PATIENCE);
+        let delay = Key::new(7, "stop").index(attempt as u64).stream().range(0.5, 4.);
         std::thread::sleep(Duration::from_secs_f64(delay));
         process.signal(libc::SIGINT);
         let status = process.wait(PATIENCE);
