@@ -28,12 +28,16 @@ bytes() {
 
 for path in "$@"; do
     copy=$EQUIPOISE_SCRATCH/$path
+    rm -rf -- "$copy" "$copy.part"
     mkdir -p -- "$(dirname -- "$copy")"
-    if cp -R -- "$run/$path" "$copy" && [ "$(bytes "$run/$path")" = "$(bytes "$copy")" ]; then
+    # Renamed when it is whole: whoever is interrupted here leaves nothing that a step would read.
+    if cp -R -- "$run/$path" "$copy.part" &&
+        [ "$(bytes "$run/$path")" = "$(bytes "$copy.part")" ] &&
+        mv -- "$copy.part" "$copy"; then
         echo "stage-in: $path is on $(hostname)"
     else
         echo "stage-in: $path could not be copied to $(hostname); reading from $run"
-        rm -rf -- "$copy"
+        rm -rf -- "$copy.part"
     fi
 done
 exit 0

@@ -4,6 +4,8 @@
 
 #[path = "front_end/batch.rs"]
 mod batch;
+#[path = "front_end/doctor.rs"]
+mod doctor;
 #[path = "front_end/site.rs"]
 mod site;
 #[path = "front_end/status.rs"]

@@ -60,6 +60,12 @@ const NEEDS: &[Need] = &[
         },
     },
     Need {
+        what: "ShellCheck (for the tests of the batch scripts)",
+        packages: &["shellcheck"],
+        module: "shellcheck",
+        present: || shell::succeeds("shellcheck", &["--version"]),
+    },
+    Need {
         what: "Python 3 with pip and venv (for the libtorch wheel and the format tests)",
         packages: &["python3", "python3-pip", "python3-venv"],
         module: "python",

@@ -1,5 +1,7 @@
 //! `equipoise doctor`: is everything there that a run needs?
 
+mod cluster;
+
 use crate::output::{self, Colour, Format};
 use crate::{runner, steps};
 use equipoise_base::{ExitCode, Result};
@@ -11,13 +13,14 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Check this machine and this installation.
+/// Check this machine, this installation and, where there is Slurm, its settings.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  equipoise doctor\n  equipoise doctor --root /scratch/me --output json\n  \
-    equipoise doctor --weights models/stable-diffusion-2-1-unclip\n\n\
-    Exits 1 if a check fails."
-)]
+#[command(after_help = "Examples:\n  \
+    equipoise doctor\n  \
+    equipoise doctor --root /scratch/me --output json\n  \
+    equipoise doctor --weights models/stable-diffusion-2-1-unclip\n  \
+    equipoise doctor --write-site > ~/.config/equipoise/config.toml   a first [slurm] for this cluster\n\n\
+    Exits 1 if a check fails.")]
 pub struct Args {
     /// Where runs are to be made.
     #[arg(long, value_name = "DIR", default_value = ".")]
@@ -25,6 +28,9 @@ pub struct Args {
     /// Check this Hugging Face folder instead: components, parameters, types, hashes.
     #[arg(long, value_name = "DIR", conflicts_with = "root")]
     weights: Option<PathBuf>,
+    /// Print a configuration for this cluster, made from what Slurm reports.
+    #[arg(long)]
+    write_site: bool,
     /// How to print.
     #[arg(long, value_enum, default_value_t)]
     output: Format,
@@ -50,6 +56,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(dir) = &args.weights {
         return super::weights::check(dir, args.output);
     }
+    if args.write_site {
+        return cluster::write_site();
+    }
     let mut findings = vec![Finding::new("equipoise", Ok(format!("build {BUILD_ID}")))];
     findings.extend(steps::PROGRAMS.map(program));
     findings.extend(libraries());
@@ -57,6 +66,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     findings.push(Finding::new("mpirun", mpirun()));
     findings.push(Finding::new("machine", machine()));
     findings.push(Finding::new("free space", free_space(&args.root)));
+    findings.extend(cluster::findings());
     let passed = findings.iter().all(|finding| finding.passed);
     match args.output {
         Format::Json => output::json(&findings),

@@ -472,3 +472,17 @@ fn batch_jobs_are_elastic_and_a_stronger_layer_chooses_the_form_of_memory() {
     let kept = folder.write("config.toml", &asked.to_toml());
     assert_eq!(load_resolved(&kept, &[]).unwrap().recipe.slurm, asked.recipe.slurm);
 }
+
+#[test]
+fn the_site_examples_are_configurations() {
+    let sites = std::fs::read_dir(format!("{REPOSITORY}/configs/site")).unwrap();
+    let mut seen = 0;
+    for site in sites.flatten() {
+        let site = file_layer(Layer::Site, &site.path()).unwrap();
+        let layers = [default_layer(), site, set_layer("run.name=x")];
+        Resolved::from_layers(layers)
+            .unwrap_or_else(|wrong| panic!("{}", equipoise_base::Error::from(wrong)));
+        seen += 1;
+    }
+    assert_eq!(seen, 3);
+}

@@ -35,7 +35,7 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         let message = failure.to_string();
         match failure {
-            Failure::Missing(_) => Error::config(message).next("equipoise run, on a machine without Slurm"),
+            Failure::Missing(_) => Error::config(message).next("equipoise run RECIPE"),
             Failure::Hiccup(_) => Error::new(ExitCode::Io, message).next("type the same command again later"),
             Failure::Refused(_) => Error::config(message),
         }

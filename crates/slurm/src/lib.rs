@@ -12,6 +12,7 @@
 //! | [`submission`] | sbatch so that a request that timed out never makes a second job |
 //! | [`decide`], [`requeue`] | what follows when a step has ended |
 //! | [`record`] | the journals in `RUN/slurm/` |
+//! | [`site`] | what a cluster's settings mean, and a first configuration for it |
 //! | [`estimate`] | how many attempts a stage takes at a time limit |
 
 pub mod commands;
@@ -29,6 +30,7 @@ pub mod script;
 pub mod settings;
 pub mod shape;
 pub mod sinfo;
+pub mod site;
 pub mod squeue;
 pub mod state;
 pub mod submission;

@@ -1,8 +1,9 @@
 //! Questions to Slurm, each one call whatever the number of jobs.
 
 use crate::commands::{Commands, Failure, says_unknown_job};
+use crate::site::{self, Cluster};
 use crate::squeue::{self, Row};
-use crate::{duration, sacct, scontrol};
+use crate::{duration, sacct, scontrol, sinfo};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -66,6 +67,22 @@ pub fn ended(commands: &Commands, ids: &[String]) -> BTreeMap<String, sacct::Row
 /// If Slurm gives no answer.
 pub fn config(commands: &Commands) -> Result<BTreeMap<String, String>, Failure> {
     commands.run("scontrol", &["show", "config"]).map(|answer| scontrol::config(&answer.out))
+}
+
+/// Everything that Slurm reports about itself and its nodes; what it does not answer is left out.
+///
+/// # Errors
+/// If the controller gives no answer.
+pub fn cluster(commands: &Commands) -> Result<Cluster, Failure> {
+    let text = |program: &str, args: &[&str]| {
+        commands.run(program, args).map(|answer| answer.out + &answer.err).unwrap_or_default()
+    };
+    Ok(Cluster {
+        config: config(commands)?,
+        partitions: scontrol::partitions(&text("scontrol", &["show", "partition"])),
+        nodes: sinfo::parse(&text("sinfo", &["--noheader", &format!("--format={}", sinfo::FORMAT)])),
+        mpi: site::mpi_types(&text("srun", &["--mpi=list"])),
+    })
 }
 
 /// Slurm's own default of `MaxArraySize`: one more than the highest index.

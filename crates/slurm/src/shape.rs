@@ -45,9 +45,9 @@ pub fn of(
     Shape { nodes, ranks, ranks_per_node, array: None }
 }
 
-/// Stages whose units are claimed one by one and need nothing of each other.
+/// Stages whose units are claimed one by one, and leave their results in files of their own.
 pub fn can_be_array(stage: &Stage) -> bool {
-    matches!(stage.kind, Kind::Generate | Kind::Features)
+    stage.kind == Kind::Generate
 }
 
 #[cfg(test)]

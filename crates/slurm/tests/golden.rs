@@ -237,6 +237,10 @@ fn inputs_are_staged_in_if_they_fit_and_arrive_whole() {
     assert!(there[0] && said.contains("sets/x.k0 is on"), "{said}");
     let copy = Path::new(&scratch("s1")).join("sets/x.k0/cat/a b.h5");
     assert_eq!(std::fs::read(copy).unwrap(), vec![7; 1000]);
+    // An earlier attempt of the job was interrupted here, on this node.
+    std::fs::write(Path::new(&scratch("s1")).join("sets/x.k0/cat/half.h5"), "x").unwrap();
+    let (_, there) = stage_in(&run, &scratch("s1"), None, &["sets/x.k0"]);
+    assert!(there[0] && !Path::new(&scratch("s1")).join("sets/x.k0/cat/half.h5").exists());
     let (said, there) = stage_in(&run, &scratch("s2"), Some(1000), &["sets/x.k0"]);
     assert!(!there[0] && said.contains("do not fit into 1000"), "{said}");
     let (said, there) = stage_in(&run, &scratch("s3"), None, &["sets/x.k0", "sets/none"]);

@@ -18,9 +18,9 @@ pub struct Images {
     pub index: Vec<u64>,
 }
 
-/// Where a prepared split lies.
+/// Where a prepared split is read.
 pub fn split_file(step: &Step, split: &str) -> PathBuf {
-    step.stage_path(&format!("prepare.{split}")).join("split.h5")
+    step.nearest(step.stage_path(&format!("prepare.{split}")).join("split.h5"))
 }
 
 /// A prepared split.
@@ -51,7 +51,7 @@ pub fn split_counts(step: &Step, split: &str) -> Result<(Vec<String>, Vec<u64>)>
 /// # Errors
 /// 65 naming the shard that is damaged.
 pub fn synthetic(step: &Step, set: &str, seed: u64) -> Result<Images> {
-    let folder = step.set_path(set, seed);
+    let folder = step.nearest(step.set_path(set, seed));
     let index = crate::generate::ShardIndex::read(&folder)?;
     let mut all = Images { set: Arc::default(), hashes: Vec::new(), index: Vec::new() };
     let mut images = ImageSet::default();

@@ -29,6 +29,13 @@ impl Step {
         self.run.root().join("sets").join(format!("{set}.k{seed}"))
     }
 
+    /// Where to read what another stage made: its copy on this node's own disk, if the batch script made one
+    /// (docs/design/slurm.md), else the original.
+    pub fn nearest(&self, path: PathBuf) -> PathBuf {
+        let scratch = std::env::var_os("EQUIPOISE_SCRATCH").filter(|scratch| !scratch.is_empty());
+        nearest_in(scratch.map(PathBuf::from), self.run.root(), path)
+    }
+
     /// A feature file.
     ///
     /// # Errors
@@ -125,5 +132,32 @@ impl io::Write for Log {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+fn nearest_in(scratch: Option<PathBuf>, run: &Path, path: PathBuf) -> PathBuf {
+    let copy = scratch.and_then(|scratch| Some(scratch.join(path.strip_prefix(run).ok()?)));
+    copy.filter(|copy| copy.exists()).unwrap_or(path)
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_read_only_if_it_is_there() {
+        let scratch = tempfile::tempdir().unwrap();
+        let nearest = |path: &str| nearest_in(Some(scratch.path().into()), Path::new("/run"), path.into());
+        assert_eq!(nearest("/run/stages/prepare.a/split.h5"), Path::new("/run/stages/prepare.a/split.h5"));
+        let copy = scratch.path().join("stages/prepare.a/split.h5");
+        std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        std::fs::write(&copy, "").unwrap();
+        assert_eq!(nearest("/run/stages/prepare.a/split.h5"), copy);
+        assert_eq!(
+            nearest("/elsewhere/stages/prepare.a/split.h5"),
+            Path::new("/elsewhere/stages/prepare.a/split.h5")
+        );
+        assert_eq!(nearest_in(None, Path::new("/run"), "/run/x".into()), Path::new("/run/x"));
     }
 }

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
 
-const COMMANDS: [(&str, &str); 6] = [
+const COMMANDS: [(&str, &str); 7] = [
     ("sbatch", include_str!("sbatch.sh")),
     ("squeue", include_str!("squeue.sh")),
     ("scontrol", include_str!("scontrol.sh")),
     ("scancel", include_str!("scancel.sh")),
     ("sacct", include_str!("sacct.sh")),
+    ("sinfo", include_str!("sinfo.sh")),
     ("srun", include_str!("srun.sh")),
 ];
 
@@ -66,7 +67,8 @@ impl FakeSlurm {
         std::fs::write(dir.join("after"), if after { "yes" } else { "no" }).unwrap();
     }
 
-    /// Lets a command say this on standard output, and nothing else, from now on.
+    /// Lets a command (`squeue`, `sinfo`, `sacct`; `config` and `partition` of `scontrol show`) say this on standard output,
+    /// and nothing else, from now on.
     pub fn answer(&self, command: &str, text: &str) {
         let dir = self.path("say").join(command);
         std::fs::create_dir_all(&dir).unwrap();

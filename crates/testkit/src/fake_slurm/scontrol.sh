@@ -18,11 +18,10 @@ finish() {
 }
 case $1 in
     show)
-        if [ "$2" = config ]; then
-            [ ! -e "$FAKE_SLURM/say/config/out" ] || cat "$FAKE_SLURM/say/config/out"
+        if [ "$2" != job ]; then
+            [ ! -e "$FAKE_SLURM/say/$2/out" ] || cat "$FAKE_SLURM/say/$2/out"
             exit 0
         fi
-        [ "$2" = job ] || exit 0
         job=$FAKE_SLURM/jobs/${3%%_*}
         if [ ! -d "$job" ]; then
             echo 'slurm_load_jobs error: Invalid job id specified' >&2

@@ -2,6 +2,10 @@
 # srun OPTION... COMMAND: one task, here. A test may put another command in its place: $FAKE_SRUN.
 set -u
 echo "srun $*" >> "$FAKE_SLURM/calls"
+if [ "${1:-}" = --mpi=list ]; then
+    printf 'MPI plugin types are...\n\tnone\n\tpmix\n'
+    exit 0
+fi
 while [[ ${1:-} == -* ]]; do shift; done
 if [ -n "${FAKE_SRUN:-}" ]; then
     exec bash -c "$FAKE_SRUN" srun "$@"
