@@ -6,23 +6,51 @@ use crate::resample::{Filter, Weights};
 /// Fraction bits of PIL's fixed-point weights for 8-bit pixels (`PRECISION_BITS` of Resample.c).
 const PRECISION: u32 = 32 - 8 - 2;
 
-/// Resizes to exactly `height` x `width` (positive), antialiased: first along rows, then along columns, each rounded
-/// to bytes. An axis that does not change is left alone.
+/// Resizes to exactly `height` x `width` (positive), antialiased: along one axis, then along the other, each rounded to
+/// bytes. An axis that does not change is left alone.
 pub fn resize(image: ImageRef<'_>, height: usize, width: usize, filter: Filter) -> Image {
-    let channels = image.channels;
-    let mut current = None;
-    if width != image.width {
-        let mut pixels = vec![0; image.height * width * channels];
-        rows(image, &fixed(image.width, width, filter), width, &mut pixels);
-        current = Some(Image { height: image.height, width, channels, pixels });
-    }
-    if height != image.height {
-        let mut pixels = vec![0; height * width * channels];
+    let axes = match columns_first(image, height, width) {
+        true => [Axis::Columns, Axis::Rows],
+        false => [Axis::Rows, Axis::Columns],
+    };
+    let mut current: Option<Image> = None;
+    for axis in axes {
         let source = current.as_ref().map_or(image, Image::view);
-        columns(source, &fixed(image.height, height, filter), &mut pixels);
-        current = Some(Image { height, width, channels, pixels });
+        current = match axis {
+            Axis::Rows if width != source.width => Some(along_rows(source, width, filter)),
+            Axis::Columns if height != source.height => Some(along_columns(source, height, filter)),
+            _ => current,
+        };
     }
-    current.unwrap_or_else(|| image.to_channels(channels))
+    current.unwrap_or_else(|| image.to_channels(image.channels))
+}
+
+#[derive(Clone, Copy)]
+enum Axis {
+    /// Changes the width.
+    Rows,
+    /// Changes the height.
+    Columns,
+}
+
+/// Whether the height changes first. Pillow 13 does so where the height loses more than twice what the width loses;
+/// before, the width always changed first. Found by experiment: all of 1176 random sizes at which it matters agree.
+fn columns_first(image: ImageRef<'_>, height: usize, width: usize) -> bool {
+    let loss = |from: usize, to: usize| from as i64 - to as i64;
+    let (rows, columns) = (loss(image.height, height), loss(image.width, width));
+    rows > 0 && rows > 2 * columns
+}
+
+fn along_rows(image: ImageRef<'_>, width: usize, filter: Filter) -> Image {
+    let mut pixels = vec![0; image.height * width * image.channels];
+    rows(image, &fixed(image.width, width, filter), width, &mut pixels);
+    Image { height: image.height, width, channels: image.channels, pixels }
+}
+
+fn along_columns(image: ImageRef<'_>, height: usize, filter: Filter) -> Image {
+    let mut pixels = vec![0; height * image.width * image.channels];
+    columns(image, &fixed(image.height, height, filter), &mut pixels);
+    Image { height, width: image.width, channels: image.channels, pixels }
 }
 
 /// Scales so that the shorter side becomes `side` and cuts the middle out: a `side` x `side` image.
@@ -135,6 +163,11 @@ mod tests {
             ((9, 9, 1), (3, 3), Bilinear, 0x6e8a_5ef4_1483_2d34),
             ((9, 9, 1), (11, 16), Bicubic, 0x7986_03bd_92f7_1552),
             ((9, 9, 1), (40, 50), Bicubic, 0x6d2b_6c3e_ce05_89a4),
+            // The height first, just so and just not.
+            ((23, 37, 3), (11, 40), Bilinear, 0x3517_f36e_d2a8_a0eb),
+            ((40, 9, 3), (12, 4), Bicubic, 0x07e1_364a_299e_2327),
+            ((31, 30, 1), (20, 25), Bicubic, 0xa68b_acd7_320f_6cb8),
+            ((31, 30, 1), (20, 24), Bicubic, 0x51c4_4a8d_961f_8587),
         ];
         for ((h, w, c), (height, width), filter, expected) in cases {
             let got = resize(picture(h, w, c).view(), height, width, filter);
