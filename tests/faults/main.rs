@@ -3,6 +3,7 @@
 //! `EQUIPOISE_KILLS=20` asks for as many trials of each kind; CI makes do with fewer.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod completion;
 #[path = "../support/mod.rs"]
 mod support;
 

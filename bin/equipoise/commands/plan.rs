@@ -10,8 +10,10 @@ use equipoise_config::recipe::{Dataset, Set};
 use equipoise_config::{Kind, Stage};
 use equipoise_rundir::vfs::Space;
 use equipoise_rundir::{RealFs, Vfs};
+use equipoise_workplan::parameters::{ClassifierSize, UNetSize};
+use equipoise_workplan::space::Checkpoints;
 use equipoise_workplan::{ClassPlan, CodecConfig, Layout, LayoutConfig, PlanConfig};
-use serde::Serialize;
+use serde::{Deserialize as _, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -20,8 +22,7 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:\n  \
     equipoise plan my.toml\n  \
     equipoise plan my.toml --set generate.plan.n=1300 --output json\n\n\
-    Exits 73 if the space or the number of files left does not suffice. Checkpoints are not counted: only the step\n\
-    that writes them knows the size of its network.")]
+    Exits 73 if the space or the number of files left does not suffice.")]
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
@@ -167,12 +168,17 @@ fn plan(run: &Run) -> Result<Plan> {
 struct Sizes {
     splits: Vec<SplitPlan>,
     sets: Vec<SetPlan>,
+    channels: u64,
+    classes: u64,
+    /// Checkpoints kept.
+    keep: u64,
 }
 
 impl Sizes {
     fn read(run: &Run) -> Result<Self> {
         let recipe = &run.resolved.recipe;
-        let mut sizes = Self { splits: Vec::new(), sets: Vec::new() };
+        let keep = u64::from(recipe.checkpoint.keep);
+        let mut sizes = Self { splits: Vec::new(), sets: Vec::new(), channels: 0, classes: 0, keep };
         let Some(data) = &recipe.data else { return Ok(sizes) };
         let mut counts = BTreeMap::new();
         for (name, split) in data.splits.iter() {
@@ -184,6 +190,7 @@ impl Sizes {
             counts.insert(name, by_class);
         }
         let names = classes::names(data)?;
+        (sizes.channels, sizes.classes) = (u64::from(data.channels), names.len() as u64);
         for (name, set) in recipe.sets.iter() {
             let counts = counts.get(set.generate.split.as_str()).map(Vec::as_slice).unwrap_or_default();
             sizes.sets.push(SetPlan::new(name, set, data, &names, counts)?);
@@ -205,9 +212,32 @@ impl Sizes {
         let (bytes, files) = match stage.kind {
             Kind::Prepare => self.split(text("split")).map_or((0, 0), |split| (split.bytes, 1)),
             Kind::Generate => self.set(text("set")).map_or((0, 0), |set| (set.bytes, set.files)),
+            Kind::Classifier | Kind::Arm | Kind::Diffusion => self.checkpoints(stage).unwrap_or_default(),
             _ => (0, 0),
         };
         (bytes + STAGE_BYTES, files + STAGE_FILES)
+    }
+}
+
+impl Sizes {
+    /// Bytes and files of a training's checkpoints; none for a network whose size is not known before it is built.
+    fn checkpoints(&self, stage: &Stage) -> Option<(u64, u64)> {
+        let is_generator = stage.kind == Kind::Diffusion;
+        let (parameters, training) = match is_generator {
+            true => {
+                let network = UNetSize::deserialize(&stage.params["model"]).ok()?;
+                // One row more than classes: the null label of classifier-free guidance.
+                (network.count(self.channels, self.classes + 1), &stage.params["train"])
+            }
+            false => {
+                let network = ClassifierSize::deserialize(&stage.params["arch"]).ok()?;
+                (network.count(self.channels, self.classes), &stage.params)
+            }
+        };
+        let optimizer_states = if training["optimizer"]["kind"] == "adamw" { 2 } else { 1 };
+        let checkpoints =
+            Checkpoints { parameters, optimizer_states, averaged: is_generator, keep: self.keep };
+        Some(checkpoints.space())
     }
 }
 
@@ -311,6 +341,6 @@ fn print(plan: &Plan) {
     output::line("");
     let free_files = limit(plan.free_files.unwrap_or(u64::MAX));
     let (need, free) = (output::bytes(plan.bytes), output::bytes(plan.free_bytes));
-    output::line(format!("needs  {need}, {} files, and checkpoints", plan.files));
+    output::line(format!("needs  {need} and {} files, checkpoints included", plan.files));
     output::line(format!("free   {free}, {free_files}"));
 }

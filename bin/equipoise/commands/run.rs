@@ -5,7 +5,7 @@ use crate::output::Format;
 use crate::runner::{self, Run};
 use equipoise_base::{ExitCode, Result};
 use equipoise_comm::environment::CpuCapability;
-use equipoise_config::{load_resolved, recipe};
+use equipoise_config::load_resolved;
 use std::path::{Path, PathBuf};
 
 /// Run a recipe on this machine, or go on where it stopped.
@@ -31,7 +31,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let mut resolved = args.recipe.resolve()?;
     let dir = args.run.clone().unwrap_or_else(|| resolved.run_dir());
-    if resolved.recipe.run.cpu_capability == recipe::CpuCapability::Auto {
+    if resolved.recipe.run.cpu_capability.parse::<CpuCapability>()? == CpuCapability::Auto {
         let decided = format!("run.cpu_capability=\"{}\"", begun_with(&dir)?);
         resolved = args.recipe.resolve_with(&[decided])?;
     }
@@ -41,12 +41,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// The instruction set that a run was begun with, the best of this machine for a new one: it decides bits, so it stays.
 fn begun_with(dir: &Path) -> Result<CpuCapability> {
     let config = dir.join("config.toml");
-    let begun =
-        if config.is_file() { Some(load_resolved(&config, &[])?.recipe.run.cpu_capability) } else { None };
-    Ok(match begun {
-        Some(recipe::CpuCapability::Default) => CpuCapability::Default,
-        Some(recipe::CpuCapability::Avx2) => CpuCapability::Avx2,
-        Some(recipe::CpuCapability::Avx512) => CpuCapability::Avx512,
-        Some(recipe::CpuCapability::Auto) | None => CpuCapability::here(),
-    })
+    let begun = match config.is_file() {
+        true => load_resolved(&config, &[])?.recipe.run.cpu_capability.parse()?,
+        false => CpuCapability::Auto,
+    };
+    Ok(begun.decided())
 }

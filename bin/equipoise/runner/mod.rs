@@ -13,7 +13,6 @@ use equipoise_base::{Error, ExitCode, Result, ensure};
 use equipoise_comm::environment::{self, CpuCapability};
 use equipoise_comm::launch::{Asked, Ended, Launch, Launcher, Output};
 use equipoise_config::pipeline::CONFIGURATION;
-use equipoise_config::recipe;
 use equipoise_config::{BUILD_ID, Kind, Resolved, Stage, stages};
 use equipoise_rundir::identity::IdentityRecord;
 use equipoise_rundir::stage::{Outcome, last_attempt};
@@ -245,12 +244,7 @@ fn without_outcome(ended: &Ended, dir: &StageDir) -> (ExitCode, Option<Error>) {
 fn launch(run: &Run, stage: &Stage, program: &str) -> Result<Launch> {
     let settings = &run.resolved.recipe.run;
     let ranks = ranks_of(&run.resolved.recipe, stage)?;
-    let capability = match settings.cpu_capability {
-        recipe::CpuCapability::Auto => CpuCapability::here(),
-        recipe::CpuCapability::Default => CpuCapability::Default,
-        recipe::CpuCapability::Avx2 => CpuCapability::Avx2,
-        recipe::CpuCapability::Avx512 => CpuCapability::Avx512,
-    };
+    let capability: CpuCapability = settings.cpu_capability.parse()?;
     let argument = |text: &str| OsString::from(text);
     Ok(Launch {
         program: steps::find(program)?,

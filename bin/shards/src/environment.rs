@@ -2,7 +2,7 @@
 
 use equipoise_base::{Error, Result};
 use equipoise_comm::environment::{CpuCapability, pinned};
-use equipoise_config::{load_resolved, recipe};
+use equipoise_config::load_resolved;
 use equipoise_rundir::RunDir;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -25,12 +25,7 @@ pub fn read_without_locks() {
 /// 78 if the configuration cannot be read or this program not be started again.
 pub fn pin(run: &Path) -> Result<()> {
     let settings = load_resolved(&RunDir::new(run).config(), &[])?.recipe.run;
-    let capability = match settings.cpu_capability {
-        recipe::CpuCapability::Auto => CpuCapability::here(),
-        recipe::CpuCapability::Default => CpuCapability::Default,
-        recipe::CpuCapability::Avx2 => CpuCapability::Avx2,
-        recipe::CpuCapability::Avx512 => CpuCapability::Avx512,
-    };
+    let capability: CpuCapability = settings.cpu_capability.parse()?;
     let wanted = pinned(settings.threads as usize, Some(capability));
     if wanted.iter().all(|(name, value)| std::env::var(name).as_ref() == Ok(value)) {
         return Ok(());

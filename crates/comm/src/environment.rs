@@ -1,18 +1,23 @@
 //! The environment that every rank is started with: what decides bits and what keeps ranks off each other's cores.
 
-use equipoise_base::{Error, Result, bail};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::str::FromStr;
 
 /// Instruction set that CPU kernels may use; part of the identity, since convolutions differ between them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum CpuCapability {
+    /// The best that this machine has, decided when the run is begun and recorded in its configuration.
+    Auto,
     /// Any x86-64 machine.
     Default,
     /// AVX2 and FMA.
     Avx2,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
+    /// The same with products of bfloat16, without which precision = "bf16" is slower than "fp32".
+    Avx512Bf16,
 }
 
 impl CpuCapability {
@@ -25,9 +30,11 @@ impl CpuCapability {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
-            match (avx2, avx512) {
-                (true, true) => CpuCapability::Avx512,
-                (true, false) => CpuCapability::Avx2,
+            let bf16 = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
+            match (avx2, avx512, bf16) {
+                (true, true, true) => CpuCapability::Avx512Bf16,
+                (true, true, false) => CpuCapability::Avx512,
+                (true, false, _) => CpuCapability::Avx2,
                 _ => CpuCapability::Default,
             }
         }
@@ -35,40 +42,38 @@ impl CpuCapability {
         CpuCapability::Default
     }
 
+    /// What `auto` means on this machine; any other is itself.
+    #[must_use]
+    pub fn decided(self) -> Self {
+        if self == CpuCapability::Auto { Self::here() } else { self }
+    }
+
     /// As libtorch's ATEN_CPU_CAPABILITY spells it.
     pub fn aten(self) -> &'static str {
-        match self {
-            CpuCapability::Default => "default",
+        match self.decided() {
+            CpuCapability::Auto | CpuCapability::Default => "default",
             CpuCapability::Avx2 => "avx2",
-            CpuCapability::Avx512 => "avx512",
+            CpuCapability::Avx512 | CpuCapability::Avx512Bf16 => "avx512",
         }
     }
 
     /// As oneDNN's ONEDNN_MAX_CPU_ISA spells it.
     pub fn onednn(self) -> &'static str {
-        match self {
-            CpuCapability::Default => "SSE41",
+        match self.decided() {
+            CpuCapability::Auto | CpuCapability::Default => "SSE41",
             CpuCapability::Avx2 => "AVX2",
             CpuCapability::Avx512 => "AVX512_CORE",
+            CpuCapability::Avx512Bf16 => "AVX512_CORE_BF16",
         }
     }
 }
 
 impl fmt::Display for CpuCapability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.aten())
-    }
-}
-
-impl FromStr for CpuCapability {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        Ok(match text {
-            "default" => CpuCapability::Default,
-            "avx2" => CpuCapability::Avx2,
-            "avx512" => CpuCapability::Avx512,
-            _ => bail!(Config, "CPU capability \"{text}\": expected default, avx2 or avx512"),
+        f.write_str(match self {
+            CpuCapability::Auto => "auto",
+            CpuCapability::Avx512Bf16 => "avx512_bf16",
+            other => other.aten(),
         })
     }
 }
@@ -115,10 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_round_trip() {
-        for capability in [CpuCapability::Default, CpuCapability::Avx2, CpuCapability::Avx512] {
-            assert_eq!(capability.to_string().parse::<CpuCapability>().unwrap(), capability);
-        }
-        assert!("sse2".parse::<CpuCapability>().is_err());
+    fn auto_is_decided_and_bf16_is_a_level_of_its_own() {
+        assert_ne!(CpuCapability::Auto.decided(), CpuCapability::Auto);
+        let (plain, bf16) = (CpuCapability::Avx512, CpuCapability::Avx512Bf16);
+        assert_eq!((plain.aten(), bf16.aten()), ("avx512", "avx512"));
+        assert_eq!((plain.onednn(), bf16.onednn()), ("AVX512_CORE", "AVX512_CORE_BF16"));
+        assert_eq!(bf16.to_string(), "avx512_bf16");
     }
 }

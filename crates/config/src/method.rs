@@ -43,6 +43,8 @@ macro_rules! methods {
 }
 
 methods! {
+    /// Instruction set of the CPU kernels (`comm`).
+    CpuCapability;
     /// Where the images of a split come from (`catalog`).
     Source;
     /// Which images of a source belong to a split (`catalog`).

@@ -2,8 +2,8 @@
 //! whether it is identity, elastic (`x-elastic`) or a place on disk (`x-path`).
 
 use crate::method::{
-    Arch, Augment, Codec, Condition, DiffusionModel, Ema, Feedback, LearningRate, Loss, NoiseSchedule,
-    Optimizer, Plan, Sampler, Sampling, Select, Source, Toy,
+    Arch, Augment, Codec, Condition, CpuCapability, DiffusionModel, Ema, Feedback, LearningRate, Loss,
+    NoiseSchedule, Optimizer, Plan, Sampler, Sampling, Select, Source, Toy,
 };
 use crate::named::Named;
 use schemars::JsonSchema;
@@ -75,20 +75,6 @@ pub struct Run {
     pub cpu_capability: CpuCapability,
     /// Where tensors live.
     pub device: Device,
-}
-
-/// Instruction sets that the kernels can be pinned to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum CpuCapability {
-    /// The best that this machine has, decided when the run is begun and recorded in its configuration.
-    Auto,
-    /// What every x86-64 machine has.
-    Default,
-    /// AVX2.
-    Avx2,
-    /// AVX-512.
-    Avx512,
 }
 
 /// Where tensors live.

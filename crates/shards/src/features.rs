@@ -143,8 +143,8 @@ impl Features {
         );
         let writer = Writer::new(Kind::Features, 8 * self.features.len() + 32 * n)?;
         let meta = &self.meta;
-        for (name, text) in [
-            ("identity", meta.identity.as_str()),
+        writer.text_attributes(&[
+            ("identity", &meta.identity),
             ("extractor", &meta.extractor),
             ("weight_hash", &meta.weight_hash),
             ("layer", &meta.layer),
@@ -152,9 +152,7 @@ impl Features {
             ("split", &meta.split),
             ("dtype", self.features.dtype()),
             ("tool_version", &meta.tool_version),
-        ] {
-            writer.text(name, text)?;
-        }
+        ])?;
         self.features.write(&writer, "features", &[n, self.dim])?;
         writer.column("label", &[n], &self.label)?;
         writer.column("group", &[n], &self.group)?;

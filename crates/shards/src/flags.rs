@@ -21,7 +21,7 @@ impl Flags {
     pub const RETRIED_FP32: Flags = Flags(1 << 3);
 
     /// First bit and mask of the sub-seed field.
-    const SUB_SEED: (u32, u32) = (8, 0b111);
+    const SUB_SEED: (u32, u32) = (8, 0xff);
 
     /// Names of the single bits, for people.
     const NAMES: [(Flags, &'static str); 4] = [
@@ -37,14 +37,14 @@ impl Flags {
         Flags(self.0 | other.0)
     }
 
-    /// Records that the stored image was made from sub-seed 1 to 4; 0 means the seed itself.
+    /// Records that the stored image was made from a sub-seed, 1 to 255; 0 means the seed itself.
     ///
     /// # Panics
-    /// If `sub_seed` is above 4.
+    /// If `sub_seed` is above 255.
     #[must_use]
     pub fn with_sub_seed(self, sub_seed: u32) -> Self {
-        assert!(sub_seed <= 4, "sub-seeds are 1 to 4");
         let (shift, mask) = Self::SUB_SEED;
+        assert!(sub_seed <= mask, "sub-seeds are 1 to {mask}");
         Flags(self.0 & !(mask << shift) | sub_seed << shift)
     }
 
@@ -85,7 +85,8 @@ mod tests {
         let all = Flags::NON_FINITE.with(Flags::BLACK).with(Flags::CONSTANT).with(Flags::RETRIED_FP32);
         assert_eq!(all.0, 0b1111);
         assert_eq!(Flags::NONE.with_sub_seed(4).0, 0x400);
-        assert_eq!(Flags(0x1400).sub_seed(), 4);
+        assert_eq!(Flags(0x1_0400).sub_seed(), 4);
+        assert_eq!(Flags::NONE.with_sub_seed(64).0, 0x4000);
     }
 
     #[test]

@@ -131,6 +131,11 @@ impl Writer {
         write().map_err(|error| build_error(self.kind, name, error))
     }
 
+    /// Writes texts as attributes.
+    pub fn text_attributes(&self, texts: &[(&str, &str)]) -> Result<()> {
+        texts.iter().try_for_each(|(name, text)| self.text(name, text))
+    }
+
     /// Writes a fixed-length UTF-8 attribute of the file.
     pub fn text(&self, name: &str, text: &str) -> Result<()> {
         // HDF5 has no strings of length 0.

@@ -97,6 +97,12 @@ impl ImageShard {
         &self.meta
     }
 
+    /// Records whether all operators that made images so far were deterministic; once one was not, the file stays
+    /// marked.
+    pub fn note_reproducible(&mut self, reproducible: bool) {
+        self.meta.reproducible &= reproducible;
+    }
+
     /// Number of images present.
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -254,16 +260,14 @@ impl ImageShard {
 
     fn write_attributes(&self, writer: &Writer) -> Result<()> {
         let meta = &self.meta;
-        for (name, text) in [
+        writer.text_attributes(&[
             ("identity", &meta.identity),
             ("class_name", &meta.class_name),
             ("prompt", &meta.prompt),
             ("resize_filter", &meta.resize_filter),
             ("criterion_name", &meta.criterion),
             ("tool_version", &meta.tool_version),
-        ] {
-            writer.text(name, text)?;
-        }
+        ])?;
         writer.attr("class", meta.class)?;
         writer.attr("first", meta.first)?;
         writer.attr("planned", meta.planned)?;
@@ -393,10 +397,8 @@ impl ShardReader {
     /// Rows outside the file, or a damaged image.
     pub fn rows(&self, rows: Range<usize>) -> Result<ImageShard> {
         let reader = &self.reader;
-        reader.ensure(
-            rows.start <= rows.end && rows.end <= self.len(),
-            &format!("has {} rows, not {rows:?}", self.len()),
-        )?;
+        let name = |row: usize| format!("image {}", self.index[row]);
+        let (images, hashes) = self.layout.verified(reader, rows.clone(), self.len(), name)?;
         let group = reader.rows::<i64>("group", rows.clone())?;
         let seed = reader.rows::<u64>("seed", rows.clone())?;
         let condition = reader.rows::<i64>("condition", rows.clone())?;
@@ -411,18 +413,14 @@ impl ShardReader {
                 flags: Flags(flags[i]),
             }
         });
-        let shard = ImageShard {
+        Ok(ImageShard {
             meta: self.meta.clone(),
             rows: table.collect(),
-            images: self.layout.rows(reader, rows.clone())?,
-            hashes: reader.rows("xxh3", rows.clone())?,
+            images,
+            hashes,
             criterion: reader.rows("criterion", rows.clone())?,
             failed: vec![],
-        };
-        for (row, (&stored, hash)) in shard.rows.iter().zip(shard.hashes.iter().zip(shard.images.hashes())) {
-            reader.ensure(stored == hash, &format!("image {} is damaged (checksum)", row.index))?;
-        }
-        Ok(shard)
+        })
     }
 
     /// Reads everything and verifies the checksum of each image.

@@ -196,8 +196,27 @@ impl Layout {
         Ok(Self { codec, shape })
     }
 
+    /// Reads the pixels of some of `n` rows with their checksums, which are verified; `name` says how to call the image
+    /// of a row.
+    pub fn verified(
+        &self,
+        reader: &Reader,
+        rows: Range<usize>,
+        n: usize,
+        name: impl Fn(usize) -> String,
+    ) -> Result<(Images, Vec<u64>)> {
+        let inside = rows.start <= rows.end && rows.end <= n;
+        reader.ensure(inside, &format!("has {n} rows, not {rows:?}"))?;
+        let images = self.rows(reader, rows.clone())?;
+        let hashes = reader.rows::<u64>("xxh3", rows.clone())?;
+        for (row, (stored, hash)) in rows.zip(hashes.iter().zip(images.hashes())) {
+            reader.ensure(*stored == hash, &format!("{} is damaged (checksum)", name(row)))?;
+        }
+        Ok((images, hashes))
+    }
+
     /// Reads the pixels of some rows.
-    pub fn rows(&self, reader: &Reader, rows: Range<usize>) -> Result<Images> {
+    fn rows(&self, reader: &Reader, rows: Range<usize>) -> Result<Images> {
         let mut images = Images::new(self.codec, self.shape)?;
         if let (Codec::Raw, Some(shape)) = (self.codec, self.shape) {
             let samples: u64 = shape.iter().product::<usize>() as u64;

@@ -135,15 +135,13 @@ impl Packed {
         let n = self.len();
         let writer = Writer::new(Kind::Packed, self.images.size_hint() + 32 * n)?;
         let meta = &self.meta;
-        for (name, text) in [
+        writer.text_attributes(&[
             ("identity", &meta.identity),
             ("split", &meta.split),
             ("source", &meta.source),
             ("resize_filter", &meta.resize_filter),
             ("tool_version", &meta.tool_version),
-        ] {
-            writer.text(name, text)?;
-        }
+        ])?;
         writer.attr("part", meta.part)?;
         writer.attr("parts", meta.parts)?;
         self.images.write(&writer, false)?;
@@ -274,14 +272,8 @@ impl PackedReader {
     /// # Errors
     /// Rows outside the file, or a damaged image.
     pub fn images(&self, rows: Range<usize>) -> Result<Images> {
-        let inside = rows.start <= rows.end && rows.end <= self.len();
-        self.reader.ensure(inside, &format!("has {} rows, not {rows:?}", self.len()))?;
-        let images = self.layout.rows(&self.reader, rows.clone())?;
-        for (position, hash) in rows.zip(images.hashes()) {
-            let intact = hash == self.hashes[position];
-            self.reader.ensure(intact, &format!("the image in row {position} is damaged (checksum)"))?;
-        }
-        Ok(images)
+        let name = |row| format!("the image in row {row}");
+        Ok(self.layout.verified(&self.reader, rows, self.len(), name)?.0)
     }
 
     /// Reads everything and verifies the checksum of each image.

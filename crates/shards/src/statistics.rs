@@ -91,14 +91,12 @@ impl Statistics {
         let k = self.matrices()?;
         let writer = Writer::new(Kind::Statistics, 8 * (rows * (dim + 2) + k * (dim * dim + 1)))?;
         let meta = &self.meta;
-        for (name, text) in [
+        writer.text_attributes(&[
             ("identity", &meta.identity),
             ("source", &meta.source),
             ("split", &meta.split),
             ("tool_version", &meta.tool_version),
-        ] {
-            writer.text(name, text)?;
-        }
+        ])?;
         writer.attr("eps", meta.eps)?;
         writer.column("class", &[rows], &self.class)?;
         writer.column("count", &[rows], &self.count)?;

@@ -10,11 +10,11 @@ use crate::pretrain::precision;
 use crate::source::{PixelSource, Source};
 use crate::statistics::ClassTable;
 use crate::step::Step;
-use crate::synthesis::{FeedbackOf, Made, Synthesizer};
+use crate::synthesis::{FeedbackOf, Made, SUB_SEEDS, Synthesizer};
 use crate::training::Ended;
 use crate::world::StageClaims;
 use equipoise_base::rng::Key;
-use equipoise_base::{Error, ExitCode, Identity, Result, bail};
+use equipoise_base::{Error, ExitCode, Identity, Result};
 use equipoise_comm::claims::{Claim, Claims};
 use equipoise_config::{method, recipe};
 use equipoise_diffusion::criterion::Criterion;
@@ -181,6 +181,15 @@ pub(crate) fn append(file: &mut ImageShard, made: &Made) -> Result<()> {
         }
         None => file.push_failed(made.index),
     }
+}
+
+/// Marks a file whose images some operator made that has no deterministic form: known only after it has run.
+///
+/// # Errors
+/// 101 if libtorch cannot be asked.
+pub(crate) fn note_operators(file: &mut ImageShard) -> Result<()> {
+    file.note_reproducible(equipoise_nn::runtime::nondeterministic_operators()?.is_empty());
+    Ok(())
 }
 
 /// The codec that a recipe names.
@@ -397,7 +406,7 @@ impl<'a> Set<'a> {
             resize_filter: source.resize_filter().to_string(),
             criterion: self.criterion.clone(),
             guided_steps,
-            reproducible: equipoise_nn::runtime::nondeterministic_operators()?.is_empty(),
+            reproducible: true,
             tool_version: tool_version(),
         })
     }
@@ -417,17 +426,19 @@ impl<'a> Set<'a> {
             }
             if claims.should_stop()? {
                 if file.next_index() > shard.images.start {
+                    note_operators(&mut file)?;
                     self.step.commit(&self.part_path(shard), &file.write()?)?;
                 }
                 return Ok(false);
             }
             let keep = batch.images.end - batch.images.start;
-            for made in synthesizer.batch(shard.class, batch.images.start, keep)? {
+            for made in synthesizer.batch(shard.class, batch.images.start, keep, SUB_SEEDS)? {
                 append(&mut file, &made)?;
             }
             on_batch(keep)?;
         }
         self.own.set(self.own.get() + shard.images.end - shard.images.start);
+        note_operators(&mut file)?;
         self.step.commit(&self.folder.join(&shard.path), &file.write()?)?;
         self.step.remove_if_there(&self.part_path(shard))?;
         Ok(true)
@@ -460,11 +471,15 @@ impl<'a> Set<'a> {
         let failed: usize = index.shards.iter().map(|shard| shard.failed.len()).sum();
         self.step.comm().barrier()?;
         if failed > 0 {
-            bail!(
-                CheckFailed,
-                "{failed} images could not be made finite; they are listed in {}",
-                self.folder.join("index.json").display()
+            let index = self.folder.join("index.json");
+            let message = format!(
+                "{failed} images came out unusable from every seed that was tried; they are listed in {}",
+                index.display()
             );
+            // sets/<set> lies in the run directory.
+            let run = self.folder.ancestors().nth(2).unwrap_or(&self.folder).display();
+            return Err(Error::new(ExitCode::CheckFailed, message)
+                .next(format!("equipoise shards regenerate {run} --failed")));
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 
 use crate::generate::{self, Set, ShardIndex};
 use crate::step::{self, Step};
-use crate::synthesis::{Made, Synthesizer};
+use crate::synthesis::{MORE_SUB_SEEDS, Made, SUB_SEEDS, Synthesizer};
 use crate::training::Ended;
 use equipoise_base::rng::Key;
 use equipoise_base::{Error, ExitCode, Result, bail, ensure};
@@ -149,7 +149,10 @@ impl ShardAudit<'_> {
         wanted: &BTreeSet<u64>,
         on_image: &mut dyn FnMut(&Compared),
     ) -> Result<()> {
-        for made in make_again(self.synthesizer, shard, wanted)? {
+        // Images that a completion has made need its further sub-seeds again.
+        let completed = self.file.rows().iter().any(|row| row.flags.sub_seed() > SUB_SEEDS);
+        let last = if completed { MORE_SUB_SEEDS } else { SUB_SEEDS };
+        for made in make_again(self.synthesizer, shard, wanted, last)? {
             let class = shard.path.split('/').next().unwrap_or_default().to_string();
             on_image(&Compared { class, index: made.index, difference: self.difference(&made)? });
         }
@@ -202,19 +205,24 @@ impl ShardAudit<'_> {
     }
 }
 
-/// The wanted images of a shard, by rising index.
-fn make_again(synthesizer: &Synthesizer<'_>, shard: &Shard, wanted: &BTreeSet<u64>) -> Result<Vec<Made>> {
+/// The wanted images of a shard, by rising index; bad ones are tried up to sub-seed `last`.
+fn make_again(
+    synthesizer: &Synthesizer<'_>,
+    shard: &Shard,
+    wanted: &BTreeSet<u64>,
+    last: u32,
+) -> Result<Vec<Made>> {
     let mut again = Vec::with_capacity(wanted.len());
     for batch in shard.batches().filter(|batch| wanted.range(batch.images.clone()).next().is_some()) {
         let keep = batch.images.end - batch.images.start;
-        let made = synthesizer.batch(shard.class, batch.images.start, keep)?;
+        let made = synthesizer.batch(shard.class, batch.images.start, keep, last)?;
         again.extend(made.into_iter().filter(|made| wanted.contains(&made.index)));
     }
     Ok(again)
 }
 
-/// Makes the failed images of a set again, then whatever shards are missing or damaged, and writes its index anew:
-/// the `generate` stage under its lease, from where it is.
+/// Makes the failed images of a set again, from more sub-seeds than generation tried, then whatever shards are missing
+/// or damaged, and writes its index anew: the `generate` stage under its lease, from where it is.
 ///
 /// # Errors
 /// 1 if some images could not be made this time either; 69 if a live job owns the stage; 78 naming what differs if
@@ -250,9 +258,12 @@ fn retry_failed(step: &Step) -> Result<Ended> {
             break;
         }
         equipoise_telemetry::info!("{}: making {} failed images again", shard.path, old.failed().len());
-        let again = make_again(&synthesizer, &shard, &old.failed().iter().copied().collect())?;
+        let failed = old.failed().iter().copied().collect();
+        let again = make_again(&synthesizer, &shard, &failed, MORE_SUB_SEEDS)?;
         if again.iter().any(|made| made.pixels.is_some()) {
-            step.commit(&path, &completed(&old, again)?.write()?)?;
+            let mut file = completed(&old, again)?;
+            generate::note_operators(&mut file)?;
+            step.commit(&path, &file.write()?)?;
         }
     }
     Ok(if step.all_done(!stopped)? { Ended::Done } else { Ended::Stopped })

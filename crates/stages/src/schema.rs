@@ -13,6 +13,7 @@ pub fn print() -> Result<()> {
         schema_for!(T)
     }
     let fragments = [
+        ("CpuCapability", of::<equipoise_comm::environment::CpuCapability>()),
         ("Source", of::<equipoise_catalog::Source>()),
         ("Select", of::<equipoise_catalog::Selection>()),
         ("Arch", of::<equipoise_models::arch::ArchConfig>()),

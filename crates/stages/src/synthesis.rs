@@ -12,8 +12,11 @@ use equipoise_nn::{Precision, runtime};
 use equipoise_shards::Flags;
 use tch::{Device, Kind, Tensor};
 
-/// Times a bad image is made again from another sub-seed.
-const SUB_SEEDS: u32 = 4;
+/// Last sub-seed that generation makes a bad image from.
+pub const SUB_SEEDS: u32 = 4;
+/// Last sub-seed that the completion of a set tries. The first that gives a usable image is stored, so the image stays a
+/// function of its identity, however often a set is completed.
+pub const MORE_SUB_SEEDS: u32 = 64;
 
 /// Purpose of an image's starting noise. The set's name is not in its key: sets of one seed are pairs.
 const START: &str = "noise/start";
@@ -93,11 +96,11 @@ impl Bad {
 
 impl Synthesizer<'_> {
     /// Makes the images `first .. first + keep` of a class. Always `batch` images are computed, so that the kernels,
-    /// and with them the bits, are the same for the last batch of a class.
+    /// and with them the bits, are the same for the last batch of a class. Bad ones are tried up to sub-seed `last`.
     ///
     /// # Errors
     /// 78 if generator, sampler and feedback do not fit together.
-    pub fn batch(&self, class: ClassId, first: u64, keep: u64) -> Result<Vec<Made>> {
+    pub fn batch(&self, class: ClassId, first: u64, keep: u64, last: u32) -> Result<Vec<Made>> {
         let indices: Vec<u64> = (first..first + self.batch).collect();
         let sampled = self.sample(class, &indices, 0, self.precision)?;
         (0..keep as usize)
@@ -106,7 +109,7 @@ impl Synthesizer<'_> {
                     let made = self.identified(class, indices[slot], 0);
                     Ok(Made { pixels: Some(pixels), criterion: criterion_of(&sampled, slot), ..made })
                 }
-                Err(bad) => self.retry(class, indices[slot], bad),
+                Err(bad) => self.retry(class, indices[slot], bad, last),
             })
             .collect()
     }
@@ -126,10 +129,10 @@ impl Synthesizer<'_> {
 
     /// Non-finite: the same seed in fp32. Then, or if black or constant: sub-seeds. Each attempt is a whole batch of
     /// this one image, so that it does not depend on its neighbours.
-    fn retry(&self, class: ClassId, index: u64, bad: Bad) -> Result<Made> {
+    fn retry(&self, class: ClassId, index: u64, bad: Bad, last: u32) -> Result<Made> {
         let mut flags = bad.flag();
         let indices = vec![index; self.batch as usize];
-        let mut attempts: Vec<(u32, Precision)> = (1..=SUB_SEEDS).map(|sub| (sub, Precision::Fp32)).collect();
+        let mut attempts: Vec<(u32, Precision)> = (1..=last).map(|sub| (sub, Precision::Fp32)).collect();
         if bad == Bad::NonFinite {
             attempts.insert(0, (0, Precision::Fp32));
         }
@@ -228,4 +231,72 @@ pub fn to_pixels(image: &Tensor) -> Vec<u8> {
 fn criterion_of(sampled: &Sampled, slot: usize) -> Vec<f32> {
     let trace = sampled.criterion.to_kind(Kind::Float).to_device(Device::Cpu);
     (0..trace.size()[0]).map(|step| trace.double_value(&[step, slot as i64]) as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nets::{DataShape, GeneratorConfig};
+    use equipoise_config::{method, recipe};
+    use equipoise_nn::Params;
+    use serde_json::json;
+
+    /// Makes 2 x 2 images in one step: the sign of the noise above a threshold that six in ten images fail with every
+    /// pixel, which makes them black.
+    fn mostly_black() -> Generator {
+        let model = json!({
+            "model_channels": 32, "channel_mult": [1.0], "num_res_blocks": 1, "attention_resolutions": [],
+            "num_heads": 1, "num_head_channels": -1, "num_heads_upsample": -1, "use_scale_shift_norm": true,
+            "resblock_updown": false, "conv_resample": true, "use_new_attention_order": false, "patch": 1,
+            "learn_sigma": false
+        });
+        let schedule = json!({
+            "num_train_timesteps": 1000, "beta_schedule": "cosine", "beta_start": 1e-4, "beta_end": 0.02,
+            "rescale_betas_zero_snr": false
+        });
+        let config = GeneratorConfig {
+            weights: None,
+            model: method::DiffusionModel(model),
+            schedule: method::NoiseSchedule(schedule),
+            prediction: recipe::Prediction::Epsilon,
+        };
+        let shape = DataShape { size: [2, 2], channels: 1, classes: 2 };
+        let params = Params::new(0, Kind::Float, Device::Cpu);
+        let generator = Generator::new(&config, params, &shape).unwrap();
+        // The output convolution starts at 0, so its bias alone is the noise estimate.
+        let (_, bias) =
+            generator.params.trainable().into_iter().find(|(name, _)| name == "out.2.bias").unwrap();
+        let _ = tch::no_grad(|| bias.shallow_clone().fill_(1.2));
+        generator
+    }
+
+    #[test]
+    fn completion_goes_on_where_generation_gave_up() {
+        let generator = mostly_black();
+        let sampler = json!({
+            "kind": "ddim", "steps": 1, "eta": 0.0, "timestep_spacing": "trailing", "steps_offset": 0,
+            "set_alpha_to_one": true, "clip_sample": true, "clip_sample_range": 1.0
+        });
+        let synthesizer = Synthesizer {
+            generator: &generator,
+            sampler: serde_json::from_value(sampler).unwrap(),
+            cfg_scale: 1.,
+            precision: Precision::Fp32,
+            feedback: None,
+            seed: 3,
+            batch: 40,
+            shape: [1, 2, 2],
+        };
+        let made = |last| synthesizer.batch(ClassId(1), 0, 40, last).unwrap();
+        let (first, completed) = (made(SUB_SEEDS), made(MORE_SUB_SEEDS));
+        let failed = first.iter().filter(|image| image.pixels.is_none()).count();
+        assert!((1..20).contains(&failed), "{failed} of 40 failed");
+        for (before, after) in first.iter().zip(&completed) {
+            assert!(after.pixels.is_some(), "{}", after.index);
+            match before.pixels {
+                Some(_) => assert_eq!((&before.pixels, before.flags), (&after.pixels, after.flags)),
+                None => assert!(after.flags.sub_seed() > SUB_SEEDS && after.flags.has(Flags::BLACK)),
+            }
+        }
+    }
 }

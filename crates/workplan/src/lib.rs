@@ -6,6 +6,7 @@
 pub mod balance;
 pub mod layout;
 pub mod order;
+pub mod parameters;
 pub mod ranks;
 pub mod simulate;
 pub mod space;

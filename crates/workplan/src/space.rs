@@ -47,6 +47,33 @@ impl CodecConfig {
     }
 }
 
+/// What a training keeps to go on from.
+#[derive(Clone, Copy, Debug)]
+pub struct Checkpoints {
+    /// Parameters of the network.
+    pub parameters: u64,
+    /// Values that the optimizer keeps for each.
+    pub optimizer_states: u64,
+    /// Whether an average of the weights is kept too.
+    pub averaged: bool,
+    /// Checkpoints kept.
+    pub keep: u64,
+}
+
+impl Checkpoints {
+    /// Most bytes and files at any time, the weights that the stage ends with included: while a checkpoint is written,
+    /// the oldest of the others is still there.
+    pub fn space(&self) -> (u64, u64) {
+        /// Manifest, tensor names and running statistics.
+        const BESIDE: u64 = 1 << 16;
+        let weights = 4 * self.parameters;
+        let each = weights * (1 + self.optimizer_states + u64::from(self.averaged)) + BESIDE;
+        // Weights, optimizer, manifest, folder.
+        let files = 4 + u64::from(self.averaged);
+        ((self.keep + 1) * each + weights + BESIDE, (self.keep + 1) * files + 1)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +85,14 @@ mod tests {
         let jpeg = |quality| CodecConfig::Jpeg { quality };
         assert!(of(jpeg(75)) < of(CodecConfig::Png) && of(CodecConfig::Png) < of(CodecConfig::Raw));
         assert!(of(jpeg(75)) < of(jpeg(100)));
+    }
+
+    #[test]
+    fn one_more_checkpoint_than_are_kept_fits() {
+        let checkpoints = Checkpoints { parameters: 1_000_000, optimizer_states: 2, averaged: true, keep: 2 };
+        let (bytes, files) = checkpoints.space();
+        assert!((3 * 16_000_000 + 4_000_000..54_000_000).contains(&bytes), "{bytes}");
+        assert_eq!(files, 16);
     }
 
     #[test]
