@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Everything that the front end may start.
-pub const PROGRAMS: [&str; 7] = [
+pub const PROGRAMS: [&str; 8] = [
     "equipoise-prepare",
     "equipoise-train",
     "equipoise-features",
@@ -16,6 +16,7 @@ pub const PROGRAMS: [&str; 7] = [
     "equipoise-metrics",
     "equipoise-shards",
     "equipoise-verify",
+    "equipoise-weights",
 ];
 
 /// The path of a step binary.

@@ -1,6 +1,7 @@
 //! `equipoise weights`: the hashes of a Hugging Face folder; and the look at one that `doctor --weights` takes.
 
 use crate::output::{self, Colour, Format};
+use crate::steps;
 use clap::Subcommand;
 use equipoise_base::{Error, ExitCode, Result};
 use equipoise_pretrained::folder::INDEX;
@@ -9,12 +10,14 @@ use equipoise_pretrained::{Component, Folder, Lock};
 use equipoise_rundir::{RealFs, commit_bytes};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Record what is in a folder of weights.
+/// Record what is in a folder of weights, or make a tiny one.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     equipoise weights lock models/stable-diffusion-2-1-unclip\n  \
+    equipoise weights make-tiny models/tiny-unclip\n  \
     equipoise doctor --weights models/stable-diffusion-2-1-unclip")]
 pub struct Args {
     #[command(subcommand)]
@@ -32,16 +35,34 @@ enum What {
         #[arg(long)]
         beside: bool,
     },
+    /// Make a small folder with random weights and the layout of stable-diffusion-2-1-unclip, for dry runs.
+    MakeTiny {
+        /// Folder to make; it must be empty, or not be there.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Seed of the weights.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
 }
 
 /// Does it.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let What::Lock { dir, beside } = &args.what;
+    match &args.what {
+        What::Lock { dir, beside } => lock(dir, *beside),
+        What::MakeTiny { dir, seed } => {
+            let line: Vec<OsString> = vec![dir.into(), format!("--seed={seed}").into()];
+            steps::become_program("equipoise-weights", &line)
+        }
+    }
+}
+
+fn lock(dir: &Path, beside: bool) -> Result<ExitCode> {
     let lock = match Opened::new(dir)? {
         Opened::Pipeline(folder) => Lock::of(&folder)?,
         Opened::Model(component) => Lock::of_component(&component)?,
     };
-    let path = if *beside { Lock::beside(dir) } else { lock.path().to_owned() };
+    let path = if beside { Lock::beside(dir) } else { lock.path().to_owned() };
     commit_bytes(&RealFs, &path, &lock.to_json()?, None)?;
     output::line(format!("{}: {} files, identity {}", path.display(), lock.files().len(), lock.identity()));
     Ok(ExitCode::Done)

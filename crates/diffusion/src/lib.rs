@@ -20,6 +20,7 @@ pub mod sampler;
 pub mod schedule;
 pub mod scheduler_config;
 pub mod text_conditional;
+pub mod tiny;
 pub mod toy;
 pub mod train;
 pub mod view;

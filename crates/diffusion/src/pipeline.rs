@@ -10,6 +10,7 @@ use equipoise_data::clip::{ClipImageProcessor, ClipTokenizer};
 use equipoise_models::autoencoder_kl::AutoencoderKL;
 use equipoise_models::clip::{ClipTextModel, ClipVisionModel};
 use equipoise_models::unet2d_condition::UNet2DConditionModel;
+use equipoise_nn::precision::full;
 use equipoise_nn::{Init, Params, mapped};
 use equipoise_pretrained::{Component, Folder};
 use tch::{Device, Kind, Tensor};
@@ -122,9 +123,10 @@ impl LatentDiffusion {
         Ok(self.tokenizer.encode(texts, length)?.input_ids.to_device(self.device))
     }
 
-    /// Token ids [N, L] to text embeddings [N, L, D].
+    /// Token ids [N, L] to text embeddings [N, L, D]; never in a shorter format, so that it does not matter from where
+    /// they are asked for first.
     pub fn text_embeddings(&self, ids: &Tensor) -> Tensor {
-        tch::no_grad(|| self.text_encoder.forward(ids, None).last_hidden_state)
+        full(self.device, || tch::no_grad(|| self.text_encoder.forward(ids, None).last_hidden_state))
     }
 }
 
@@ -147,10 +149,10 @@ impl ImageConditioner {
         self.processor.process(image)
     }
 
-    /// [N, 3, height, width] to CLIP embeddings [N, E], not normalised.
+    /// [N, 3, height, width] to CLIP embeddings [N, E], not normalised; never in a shorter format.
     pub fn embed(&self, pixel_values: &Tensor) -> Tensor {
-        let like = self.noising.kind();
-        tch::no_grad(|| self.encoder.forward(&pixel_values.to_kind(like).to_device(self.device)).image_embeds)
+        let pixel_values = pixel_values.to_kind(self.noising.kind()).to_device(self.device);
+        full(self.device, || tch::no_grad(|| self.encoder.forward(&pixel_values).image_embeds))
     }
 }
 
