@@ -37,7 +37,9 @@ pub fn run() -> Result<()> {
     setup::run()?;
     let mut cargo = shell::cargo();
     cargo.args(["build", "--profile", "dist"]);
-    PROGRAMS.iter().for_each(|(package, _)| drop(cargo.args(["--package", package])));
+    for (package, _) in PROGRAMS {
+        cargo.args(["--package", package]);
+    }
     cargo.args(["--no-default-features", "--features", "nccl,hdf5-static"]).env("CMAKE", cmake()?);
     shell::run(&mut cargo)?;
     pack(Path::new("target/dist"), Path::new(FOLDER))?;
