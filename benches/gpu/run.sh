@@ -211,6 +211,23 @@ training() {
     beside training --model "$model" --size "$size" --batch "$batch" --precision "$precision"
 }
 
+# The same steps from the same weights end with the same loss, also where libtorch warns of an operator.
+same_losses() {
+    "$python" - "$out/bench.jsonl" <<'END'
+import json, sys
+losses, operators = {}, set()
+for line in map(json.loads, open(sys.argv[1])):
+    if line["bench"] == "training" and line["side"] == "equipoise":
+        losses.setdefault(json.dumps(line["case"]), []).append(line["loss"])
+        operators.update(line["nondeterministic"])
+twice = {case: values for case, values in losses.items() if len(values) > 1}
+assert twice, "no training was repeated"
+apart = {case: values for case, values in twice.items() if len(set(values)) > 1}
+assert not apart, f"other losses the second time: {apart}"
+print(f"{len(twice)} trainings ended with the same loss twice; warned of: {', '.join(sorted(operators)) or 'nothing'}")
+END
+}
+
 summary() {
     "$python" - "$out/bench.jsonl" <<'END'
 import json, statistics, sys
@@ -227,11 +244,11 @@ for (bench, case), by_side in sides.items():
 END
 }
 export -f hashes equipoise train binaries doctor verify same_run_twice killed_and_resumed nccl_alone nccl_in_training \
-    generation beside sampling same_samples training
+    generation beside sampling same_samples training same_losses
 
 has_gpu=$("$python" -c 'import torch; print(int(torch.cuda.is_available()))')
 if [ "$device" = cuda ] && [ "$has_gpu" != 1 ]; then
-    for name in binaries doctor verify same_run_twice killed_and_resumed nccl_alone nccl_in_training generation sampling training; do
+    for name in binaries doctor verify same_run_twice killed_and_resumed nccl_alone nccl_in_training generation sampling training same_losses; do
         record "$name" "not run" 0 "no GPU: PyTorch sees none"
     done
     exit 0
@@ -262,6 +279,8 @@ check resnet32_fp32 60 "training resnet32 32 128 fp32"
 check sampling_bf16 90 "sampling 256 bf16"
 check resnet50_fp32 90 "training resnet50 64 256 fp32"
 check resnext50_fp32 120 "training resnext50_32x4d 224 128 fp32"
+
+if [ "$quick" = 0 ]; then check same_losses 10 same_losses; else record same_losses "not run" 0 "needs repeated trainings"; fi
 
 summary | tee -a "$out/log.txt"
 echo "$failures checks failed; results in $out, $SECONDS s"

@@ -5,6 +5,7 @@ use crate::respacing::respace;
 use crate::sampler::Solver;
 use crate::schedule::Schedule;
 use equipoise_base::Result;
+use equipoise_nn::runtime;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -175,7 +176,7 @@ impl SpacedDiffusion {
 
 /// `values[t]` as [N, 1, 1, 1], computed in float64 and then converted to the kind of `like`.
 pub fn extract(values: &[f64], t: &Tensor, like: &Tensor) -> Tensor {
-    let table = Tensor::from_slice(values).to_kind(like.kind()).to_device(like.device());
+    let table = runtime::upload_to(&Tensor::from_slice(values).to_kind(like.kind()), like.device());
     let mut shape = vec![1; like.dim()];
     shape[0] = -1;
     table.index_select(0, t).view(shape.as_slice())

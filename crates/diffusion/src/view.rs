@@ -1,6 +1,7 @@
 //! From the generator's image to the classifier's input.
 
 use equipoise_base::{Result, ensure};
+use equipoise_nn::runtime;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -96,7 +97,8 @@ fn weights(input: i64, output: i64, like: &Tensor) -> Tensor {
         let total: f64 = row.iter().sum();
         row.iter_mut().for_each(|weight| *weight /= total);
     }
-    Tensor::from_slice(&matrix).view([output, input]).to_kind(like.kind()).to_device(like.device())
+    let matrix = Tensor::from_slice(&matrix).view([output, input]).to_kind(like.kind());
+    runtime::upload_to(&matrix, like.device())
 }
 
 #[cfg(test)]

@@ -155,9 +155,14 @@ pub fn pinned(tensor: Tensor) -> Result<Tensor> {
     if device() == Device::Cpu { Ok(tensor) } else { shim::pin_memory(&tensor) }
 }
 
-/// A host tensor on the device, in the order of its other work: the host does not wait for it.
+/// A host tensor on this process's device, in the order of its other work: the host does not wait for it.
 pub fn upload(tensor: &Tensor) -> Tensor {
-    match device() {
+    upload_to(tensor, device())
+}
+
+/// [`upload`] to a device at hand, such as that of another tensor.
+pub fn upload_to(tensor: &Tensor, device: Device) -> Tensor {
+    match device {
         Device::Cpu => tensor.shallow_clone(),
         device => tensor.to_device_(device, tensor.kind(), true, false),
     }

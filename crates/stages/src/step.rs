@@ -96,7 +96,7 @@ pub(crate) fn run_stage(
     };
     let stage = find_stage(&resolved, &name)?;
     let world = world::init()?;
-    init_runtime(&resolved.recipe, &world)?;
+    init_runtime(&resolved.recipe, &stage, &world)?;
     let step = Step::open(stage, resolved.recipe, run, world, stop)?;
     step.guard_against_panics();
     let watchdog = step.world.watch(step.reporter())?;
@@ -108,9 +108,14 @@ pub(crate) fn run_stage(
     }
 }
 
-fn init_runtime(recipe: &Recipe, world: &World) -> Result<()> {
+fn init_runtime(recipe: &Recipe, stage: &equipoise_config::Stage, world: &World) -> Result<()> {
+    use equipoise_config::Kind;
     runtime::init(&RuntimeConfig {
-        device: device(recipe.run.device),
+        // Where nothing is for a GPU to do, none is woken, and another machine may go on.
+        device: match stage.kind {
+            Kind::Prepare | Kind::Toy => DeviceChoice::Cpu,
+            _ => device(recipe.run.device),
+        },
         threads: recipe.run.threads as usize,
         local_rank: world.local_rank(),
         ..RuntimeConfig::default()
@@ -140,7 +145,7 @@ impl Step {
         let dir = run.stage(&stage_key(&stage)?);
         let gradients = gradients::Choice::of(&world)?;
         let record = machine::record(&stage, gradients.facts(&stage, &world)?)?;
-        machine::require_equal(&world, &record)?;
+        machine::require_equal(world.comm(), &record)?;
         let opened = match world.comm().rank() {
             0 => Some(open_root(&vfs, &dir, &record, &*clock)),
             _ => None,
@@ -195,7 +200,7 @@ impl Step {
             Usage,
             "only one rank can look at a stage: start it without mpirun"
         );
-        init_runtime(&resolved.recipe, &world)?;
+        init_runtime(&resolved.recipe, &stage, &world)?;
         let vfs: Arc<dyn Vfs> = Arc::new(RealFs);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let dir = run.stage(&stage_key(&stage)?);

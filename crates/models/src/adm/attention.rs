@@ -47,8 +47,16 @@ fn attend(qkv: &Tensor, heads: i64, order: Order) -> Tensor {
     };
     let parts = qkv.view(split).unbind(kind_dim);
     let [query, key, value] = [0, 1, 2].map(|part| parts[part].transpose(1, 2));
-    let out =
-        Tensor::scaled_dot_product_attention::<Tensor>(&query, &key, &value, None, 0., false, None, false);
+    // Gradients of CUDA's fused kernels are not deterministic while others are only warned of; those of the plain
+    // products are.
+    let out = if query.requires_grad() && query.device().is_cuda() {
+        Tensor::internal_scaled_dot_product_attention_math::<Tensor>(
+            &query, &key, &value, None, 0., false, None, None, false,
+        )
+        .0
+    } else {
+        Tensor::scaled_dot_product_attention::<Tensor>(&query, &key, &value, None, 0., false, None, false)
+    };
     out.transpose(1, 2).reshape([n, length, heads * channels])
 }
 

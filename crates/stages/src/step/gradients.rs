@@ -8,14 +8,18 @@
 use super::Step;
 use crate::world::World;
 use equipoise_base::{Result, bail};
+use equipoise_comm::Comm;
 use equipoise_config::{Kind, Stage};
 use equipoise_nn::{HostTree, Transport, runtime};
 use equipoise_rundir::Process;
 use std::collections::{BTreeMap, BTreeSet};
 use tch::Device;
 
+/// Length of a GPU's UUID.
+const GPU_BYTES: usize = 16;
+
 /// For tests only: `tree` or `nccl` whatever the devices are. NCCL's test double works on host memory.
-pub(super) const VARIABLE: &str = "EQUIPOISE_GRADIENTS";
+const VARIABLE: &str = "EQUIPOISE_GRADIENTS";
 
 /// The transport of a training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +37,7 @@ impl Choice {
     /// # Errors
     /// 78 for an unknown transport, or one that this build lacks.
     pub(super) fn of(world: &World) -> Result<Self> {
-        let places = Places::gather(world)?;
+        let places = Places::gather(world.comm(), runtime::gpu_uuid(), &Process::current().host)?;
         let nccl = match std::env::var(VARIABLE).as_deref() {
             Err(_) => cfg!(feature = "nccl") && world.comm().size() > 1 && places.have_a_gpu_each,
             Ok("tree") => false,
@@ -66,18 +70,20 @@ impl Choice {
 }
 
 /// Where the ranks compute.
+#[derive(Debug, PartialEq, Eq)]
 struct Places {
     nodes: usize,
     have_a_gpu_each: bool,
 }
 
 impl Places {
-    fn gather(world: &World) -> Result<Self> {
-        let uuid = runtime::gpu_uuid();
-        let own = [&uuid.unwrap_or_default()[..], Process::current().host.as_bytes()].concat();
-        let all = world.comm().all_gather(&own)?;
-        let parts = || all.iter().filter_map(|place| place.split_at_checked(16));
-        let gpus: BTreeSet<&[u8]> = parts().map(|(uuid, _)| uuid).filter(|uuid| *uuid != [0; 16]).collect();
+    /// From every rank's GPU and host.
+    fn gather(comm: &dyn Comm, gpu: Option<[u8; GPU_BYTES]>, host: &str) -> Result<Self> {
+        let own = [&gpu.unwrap_or_default()[..], host.as_bytes()].concat();
+        let all = comm.all_gather(&own)?;
+        let parts = || all.iter().filter_map(|place| place.split_at_checked(GPU_BYTES));
+        let gpus: BTreeSet<&[u8]> =
+            parts().map(|(gpu, _)| gpu).filter(|gpu| *gpu != [0; GPU_BYTES]).collect();
         let nodes: BTreeSet<&[u8]> = parts().map(|(_, host)| host).collect();
         Ok(Self { nodes: nodes.len(), have_a_gpu_each: gpus.len() == all.len() })
     }
@@ -108,4 +114,29 @@ pub(super) fn nccl_version() -> Result<String> {
 #[cfg(not(feature = "nccl"))]
 fn nccl_version() -> Result<String> {
     bail!(Bug, "this build has no NCCL")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use equipoise_comm::threads;
+
+    /// The places that ranks with these GPUs and hosts see, all the same.
+    fn places(ranks: &[(Option<u8>, &str)]) -> Places {
+        let seen = threads::run(ranks.len(), |comm| {
+            let (gpu, host) = ranks[comm.rank()];
+            Places::gather(&comm, gpu.map(|byte| [byte; GPU_BYTES]), host).unwrap()
+        });
+        assert!(seen.windows(2).all(|pair| pair[0] == pair[1]));
+        seen.into_iter().next().unwrap()
+    }
+
+    #[test]
+    fn nccl_needs_a_gpu_for_every_rank() {
+        let each = |ranks: &[(Option<u8>, &str)]| places(ranks).have_a_gpu_each;
+        assert!(each(&[(Some(1), "a"), (Some(2), "a")]));
+        assert!(!each(&[(Some(1), "a"), (Some(1), "a")]), "two ranks share one");
+        assert!(!each(&[(Some(1), "a"), (None, "b")]) && !each(&[(None, "a")]));
+        assert_eq!(places(&[(Some(1), "a"), (Some(2), "b"), (Some(3), "b")]).nodes, 2);
+    }
 }

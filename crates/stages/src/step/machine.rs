@@ -1,7 +1,7 @@
 //! What this machine does to bits, which all ranks and all attempts of a stage must have in common.
 
-use crate::world::World;
 use equipoise_base::{Result, bail};
+use equipoise_comm::Comm;
 use equipoise_config::Stage;
 use equipoise_nn::runtime;
 use equipoise_rundir::Process;
@@ -26,9 +26,8 @@ pub(super) fn record(stage: &Stage, more: BTreeMap<String, String>) -> Result<Id
 ///
 /// # Errors
 /// 78 naming the first such rank, its host and what differs; the same on all ranks.
-pub(super) fn require_equal(world: &World, own: &IdentityRecord) -> Result<()> {
-    let all =
-        world.comm().all_gather(&serde_json::to_vec(&(Process::current().host, own)).unwrap_or_default())?;
+pub(super) fn require_equal(comm: &dyn Comm, own: &IdentityRecord) -> Result<()> {
+    let all = comm.all_gather(&serde_json::to_vec(&(Process::current().host, own)).unwrap_or_default())?;
     let read = |bytes: &Vec<u8>| serde_json::from_slice::<(String, IdentityRecord)>(bytes).ok();
     let Some((first_host, first)) = all.first().and_then(read) else {
         bail!(Bug, "rank 0 sent no identity: do all ranks run the same build?")
@@ -49,4 +48,31 @@ pub(super) fn require_equal(world: &World, own: &IdentityRecord) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use equipoise_base::ExitCode;
+    use equipoise_comm::threads;
+
+    fn record(gpu: &str) -> IdentityRecord {
+        let fields = [("machine.cpu", "AVX2"), ("machine.gpu", gpu)];
+        IdentityRecord::of(fields.map(|(name, value)| (name.into(), value.into())).into())
+    }
+
+    #[test]
+    fn another_gpu_is_refused_on_all_ranks_by_name() {
+        let gpus = ["NVIDIA H200 sm_90", "NVIDIA H200 sm_90", "NVIDIA A100 sm_80"];
+        let outcomes = threads::run(3, |comm| require_equal(&comm, &record(gpus[comm.rank()])));
+        for outcome in outcomes {
+            let error = outcome.unwrap_err();
+            assert_eq!(error.code(), ExitCode::Config);
+            let text = error.message();
+            assert!(text.starts_with("rank 2 (host ") && !text.contains("machine.cpu"), "{text}");
+            assert!(text.contains("machine.gpu is NVIDIA A100 sm_80, on rank 0"), "{text}");
+        }
+        let outcomes = threads::run(2, |comm| require_equal(&comm, &record(gpus[comm.rank()])));
+        assert!(outcomes.into_iter().all(|outcome| outcome.is_ok()));
+    }
 }
