@@ -236,7 +236,8 @@ fn criterion_of(sampled: &Sampled, slot: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nets::{DataShape, GeneratorConfig};
+    use crate::nets::{DataShape, Generator, GeneratorConfig};
+    use crate::source::PixelSource;
     use equipoise_config::{method, recipe};
     use equipoise_nn::Params;
     use serde_json::json;
@@ -256,6 +257,7 @@ mod tests {
         });
         let config = GeneratorConfig {
             weights: None,
+            folder: None,
             model: method::DiffusionModel(model),
             schedule: method::NoiseSchedule(schedule),
             prediction: recipe::Prediction::Epsilon,
@@ -272,13 +274,13 @@ mod tests {
 
     #[test]
     fn completion_goes_on_where_generation_gave_up() {
-        let generator = mostly_black();
+        let source = PixelSource { generator: mostly_black(), shape: [1, 2, 2] };
         let sampler = json!({
             "kind": "ddim", "steps": 1, "eta": 0.0, "timestep_spacing": "trailing", "steps_offset": 0,
             "set_alpha_to_one": true, "clip_sample": true, "clip_sample_range": 1.0
         });
         let synthesizer = Synthesizer {
-            generator: &generator,
+            source: &source,
             sampler: serde_json::from_value(sampler).unwrap(),
             cfg_scale: 1.,
             precision: Precision::Fp32,
