@@ -77,14 +77,14 @@ fn collectives(comm: &MpiComm) {
     assert!(many.iter().enumerate().all(|(i, &value)| value == (i * size) as i64));
     let mut empty = vec![1; rank];
     comm.broadcast(&mut empty, 0).unwrap();
-    assert_eq!(empty, []);
+    assert!(empty.is_empty());
     let gathered = comm.all_gather(&vec![rank as u8; 3 * rank]).unwrap();
     assert!(gathered.iter().enumerate().all(|(r, bytes)| *bytes == vec![r as u8; 3 * r]), "{gathered:?}");
     for lone in 0..size {
         let own: &[u8] = if rank == lone { &[5] } else { &[] };
         assert_eq!(comm.all_gather(own).unwrap().concat(), [5]);
     }
-    assert_eq!(comm.all_gather(&[]).unwrap(), vec![vec![]; size]);
+    assert_eq!(comm.all_gather(&[]).unwrap(), vec![Vec::<u8>::new(); size]);
     let mut values = [rank as i64, -(rank as i64), i64::MIN + rank as i64];
     comm.all_reduce_max(&mut values).unwrap();
     assert_eq!(values, [size as i64 - 1, 0, i64::MIN + size as i64 - 1]);
