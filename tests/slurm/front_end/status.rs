@@ -136,6 +136,16 @@ fn cancel_ends_all_jobs_and_resume_submits_what_is_missing() {
 }
 
 #[test]
+fn an_id_that_was_given_to_another_job_is_not_ours() {
+    let site = submitted("");
+    for job in site.slurm.jobs() {
+        site.slurm.set(&job, "name", "somebody.elses");
+    }
+    assert_eq!(row(&site, "train.g")["state"], "interrupted");
+    assert_eq!(site.equipoise(&["cancel", "run"]).ok(), "nothing is running there\n");
+}
+
+#[test]
 fn resume_lets_jobs_go_that_only_wait_for_their_begin_time() {
     let site = submitted("");
     let job = site.job("train.g");
