@@ -95,7 +95,7 @@ impl Job {
             task,
             // Slurm leaves it out until the first restart.
             restart: variable("SLURM_RESTART_COUNT").and_then(|count| count.parse().ok()).unwrap_or(0),
-            dir: task.map_or(stage.clone(), |task| stage.task(task as usize)),
+            dir: task.map_or(stage.clone(), |task| stage.task(task)),
             clock: SystemClock::default(),
             run,
         })

@@ -39,7 +39,7 @@ pub struct Args {
     attempt: Which,
     /// Task of an array job.
     #[arg(long)]
-    task: Option<usize>,
+    task: Option<u64>,
     /// What Slurm collected from the batch script instead.
     #[arg(long)]
     job: bool,

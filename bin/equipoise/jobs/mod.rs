@@ -63,7 +63,8 @@ pub fn live<'a>(commands: &Commands, jobs: &'a Jobs) -> std::result::Result<Live
     let mut known: BTreeMap<String, Vec<Row>> = query::jobs(commands, &ids)?;
     let live = jobs.all.iter().filter_map(|job| {
         let mut rows = known.remove(&job.job)?;
-        rows.retain(|row| row.state.is_live());
+        // Ids are used again after years; names are not.
+        rows.retain(|row| row.state.is_live() && row.name == job.name);
         (!rows.is_empty()).then_some((job, rows))
     });
     Ok(live.collect())

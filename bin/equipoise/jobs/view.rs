@@ -116,9 +116,11 @@ fn read_attempts(view: &mut JobView, attempts: &[Attempt]) {
 }
 
 fn with_rows(view: &mut JobView, rows: &[Row], job: &Submitted) {
+    // Ids are used again after years; names are not.
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.name == job.name).collect();
     view.live = Some(rows.iter().any(|row| row.state.is_live()));
     // Of an array the task that is furthest stands for all.
-    let running = |row: &&Row| row.state.is_live() && !row.state.is_waiting();
+    let running = |row: &&&Row| row.state.is_live() && !row.state.is_waiting();
     let Some(row) = rows.iter().find(running).or(rows.first()) else { return };
     view.state = Some(row.state.clone());
     view.reason = row.reason.clone();

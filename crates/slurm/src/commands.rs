@@ -217,7 +217,7 @@ mod tests {
     fn a_command_that_hangs_is_given_up() {
         let start = Instant::now();
         assert!(matches!(shell("exec sleep 30"), Err(Failure::Hiccup(_))));
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(25));
     }
 
     #[test]
