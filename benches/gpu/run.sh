@@ -124,6 +124,14 @@ same_run_twice() {
     echo "$(wc -l <"$work/a.sums") shards, features, weights and results are equal"
 }
 
+# The process whose command line matches; our folders are in it, so it is ours.
+process_of() {
+    local line
+    for line in /proc/[0-9]*/cmdline; do
+        if tr '\0' ' ' 2>/dev/null <"$line" | grep -q -- "$1"; then echo "$line" | cut -d / -f 3; fi
+    done
+}
+
 killed_and_resumed() {
     local run=$work/killed weights=stages/train.ce.s0/model.safetensors front step
     train "$work/whole"
@@ -132,7 +140,7 @@ killed_and_resumed() {
         kill -0 "$front" || { echo "the training ended without a checkpoint" && return 1; }
         sleep 0.05
     done
-    step=$(grep -l "^PPid:[[:space:]]*$front$" /proc/[0-9]*/status | cut -d / -f 3)
+    step=$(process_of "equipoise-train .*--run $run --set stage=train.ce.s0")
     kill -9 "$step"
     if wait "$front"; then echo "the kill came too late" && return 1; fi
     [ ! -e "$run/$weights" ] || { echo "the kill came too late" && return 1; }
@@ -243,7 +251,7 @@ for (bench, case), by_side in sides.items():
     print(f"{bench:<10} {show(ours)} {show(peer)} img/s (PyTorch) {ratio:>6}  {case}")
 END
 }
-export -f hashes equipoise train binaries doctor verify same_run_twice killed_and_resumed nccl_alone nccl_in_training \
+export -f hashes equipoise train process_of binaries doctor verify same_run_twice killed_and_resumed nccl_alone nccl_in_training \
     generation beside sampling same_samples training same_losses
 
 has_gpu=$("$python" -c 'import torch; print(int(torch.cuda.is_available()))')

@@ -65,6 +65,10 @@ fn stopped_and_resumed_it_gives_the_same_weights() {
     finish(double.run(&whole, 2));
     let log = std::fs::read_to_string(whole.join(format!("stages/{STAGE}/logs/1/rank-0000.log"))).unwrap();
     assert!(log.contains("gradients over NCCL 2.28.9"), "the gradients did not travel over NCCL:\n{log}");
+    // Two numbers can be added in one way only, so with two ranks NCCL's sums are those of MPI's tree.
+    let plain = TempRun::default();
+    finish(run(&plain.join("run"), 2));
+    assert!(weights(&whole) == weights(&plain.join("run")), "NCCL summed something else");
 
     let mut process = Process::spawn(double.run(&path, 2));
     process.wait_for_output(&format!("{STAGE}: attempt"), PATIENCE);

@@ -125,13 +125,14 @@ fn made_as(stage: &Stage, record: &IdentityRecord) -> bool {
 /// # Errors
 /// The error of the stage that failed.
 pub fn run(run: &Run, format: Format) -> Result<ExitCode> {
+    // First, so that a stop that comes during the checks is not a death.
+    let mut launcher = Launcher::new()?;
     run.check_identities()?;
     crate::jobs::check_unowned(&run.dir)?;
     let needed: Vec<&Stage> = not_done(run)?;
     check_programs(&needed)?;
     crate::commands::plan::check_space(run, &needed)?;
     write_configuration(run)?;
-    let mut launcher = Launcher::new()?;
     let _record = LauncherRecord::write(&run.dir)?;
     let show = Show { run, format };
     for stage in &run.stages {

@@ -5,7 +5,7 @@ use equipoise_comm::claims::{Claim, Claims, LocalClaims};
 use equipoise_comm::server::{ServedClaims, Tally};
 #[cfg(feature = "mpi")]
 use equipoise_comm::watchdog::Watched;
-use equipoise_comm::watchdog::{Bounds, Pulse, Waiting, Watchdog};
+use equipoise_comm::watchdog::{Bounds, Pulse, Watchdog};
 use equipoise_comm::{Comm, LocalComm, Messages, StopFlag};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -135,7 +135,8 @@ impl World {
     }
 
     /// Marks the time until the guard is dropped as waiting for other ranks, for the watchdog's report.
-    pub fn waiting(&self, what: &'static str) -> Waiting<'_> {
+    #[cfg(feature = "nccl")]
+    pub fn waiting(&self, what: &'static str) -> equipoise_comm::watchdog::Waiting<'_> {
         self.pulse.enter(what)
     }
 

@@ -27,7 +27,6 @@ pub(super) enum Choice {
     /// Over MPI and host memory.
     Tree,
     /// Over NCCL, between ranks on this many nodes.
-    #[cfg_attr(not(feature = "nccl"), expect(dead_code, reason = "nothing chooses it in this build"))]
     Nccl { nodes: usize },
 }
 
