@@ -4,6 +4,7 @@
 
 pub mod nccl_double;
 pub mod process;
+pub mod slurm;
 pub mod temp_run;
 pub mod tree;
 
