@@ -5,6 +5,7 @@
 //! stages/<stage>[.<arm>][.k<set>][.s<seed>]/
 //!     lock/  identity.json  journal.jsonl  metrics.jsonl  outcome.json  status.json
 //!     ckpt/step-00012345/  logs/<attempt>/rank-0000.log  .parts/
+//!     tasks/<task>/{journal.jsonl,outcome.json,status.json,logs/}  claims/<attempt>/
 //! sets/<set>/<class>/  sets/<set>/<class>/.parts/
 //! features/<extractor>/<split>.h5
 //! ```
@@ -213,6 +214,7 @@ impl RunDir {
 }
 
 const PARTS: &str = ".parts";
+const TASKS: &str = "tasks";
 
 /// The directory of a stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -255,12 +257,21 @@ impl StageDir {
         self.root.join("journal.jsonl")
     }
 
-    /// The journal of a chunk of an array job: a journal has one writer.
-    ///
-    /// # Errors
-    /// 78 if the name cannot be a file.
-    pub fn chunk_journal(&self, chunk: &str) -> Result<PathBuf> {
-        Ok(self.root.join("journals").join(format!("{}.jsonl", checked_name("chunk", chunk)?)))
+    /// What one task of an array job writes about itself, named as in a stage: its journal, outcome, status and logs.
+    /// Tasks end in any order, and a journal has one writer.
+    #[must_use]
+    pub fn task(&self, task: usize) -> Self {
+        Self { root: self.root.join(TASKS).join(task.to_string()), key: self.key.clone() }
+    }
+
+    /// The folder of all tasks of an array job.
+    pub fn tasks(&self) -> PathBuf {
+        self.root.join(TASKS)
+    }
+
+    /// What the tasks of an array job have claimed, by attempt.
+    pub fn claims(&self) -> PathBuf {
+        self.root.join("claims")
     }
 
     /// Measurements, one line per step or interval.

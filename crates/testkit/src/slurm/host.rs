@@ -114,7 +114,7 @@ impl Host {
         marker.put_on(&mut command);
         command.stdin(Stdio::piped()).stdout(log).stderr(copy);
         // SAFETY: prctl is async-signal-safe.
-        unsafe { command.pre_exec(|| die_with_parent()) };
+        unsafe { command.pre_exec(die_with_parent) };
         let unshare = command.spawn().unwrap_or_else(|error| panic!("unshare: {error}"));
         let parent = unshare.id() as i32;
         let mut init = None;

@@ -69,8 +69,20 @@ impl Cluster {
     /// # Panics
     /// If it says nothing.
     pub fn job(&self, job: Job) -> JobState {
+        self.look_at(&job.0.to_string())
+    }
+
+    /// What Slurm says about a task of an array job.
+    ///
+    /// # Panics
+    /// If it says nothing.
+    pub fn task(&self, job: Job, task: usize) -> JobState {
+        self.look_at(&format!("{}_{task}", job.0))
+    }
+
+    fn look_at(&self, name: &str) -> JobState {
         let mut command = self.as_user("scontrol");
-        let output = succeed_with(command.args(["-o", "show", "job", &job.0.to_string()]));
+        let output = succeed_with(command.args(["-o", "show", "job", name]));
         let text = stdout(&output);
         let value = |key: &str| {
             let pair = text.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
@@ -117,11 +129,26 @@ impl Cluster {
         succeed_with(self.as_user("scontrol").args(["requeue", &job.0.to_string()]));
     }
 
+    /// `scontrol requeue` of one task of an array, by the user.
+    ///
+    /// # Panics
+    /// If Slurm refuses.
+    pub fn requeue_task(&self, job: Job, task: usize) {
+        succeed_with(self.as_user("scontrol").args(["requeue", &format!("{}_{task}", job.0)]));
+    }
+
     /// Lets a requeued job start without waiting for its time, by the user.
     pub fn start_now(&self, job: Job) {
         // It may have started by itself.
         let _ =
             self.as_user("scontrol").args(["update", &format!("jobid={}", job.0), "starttime=now"]).output();
+    }
+
+    /// As [`Cluster::start_now`], for a task of an array.
+    pub fn start_now_task(&self, job: Job, task: usize) {
+        let name = format!("jobid={}_{task}", job.0);
+        // It may be running or over.
+        let _ = self.as_user("scontrol").args(["update", &name, "starttime=now"]).output();
     }
 
     /// `scancel`, by the administrator, who may end anybody's job.

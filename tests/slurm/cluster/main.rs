@@ -1,0 +1,198 @@
+//! Real Slurm, real MPI, several nodes: whatever the cluster does to a stage, it ends with the bytes of the uninterrupted
+//! run. Each event is asserted to have hit the stage while it ran.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod campaign;
+#[path = "../../support/mod.rs"]
+mod support;
+
+use campaign::{Campaign, Shape};
+use equipoise_testkit::slurm::Options;
+use equipoise_testkit::{TempRun, tree};
+use std::time::Duration;
+use support::{finish, run};
+
+const GENERATE: &str = "generate.feedback.k0";
+const TRAIN: &str = "train.ce.s0";
+/// Enough work in these two that every event lands in the middle.
+const SETS: [&str; 4] = [
+    "sets.feedback.plan.n=48",
+    "sets.feedback.sampler.steps=24",
+    "arms.ce.steps=900",
+    "checkpoint.every_steps=50",
+];
+/// Images of a batch, and of a shard, in the tiny recipe.
+const BATCH: u64 = 4;
+const SHARD: u64 = 8;
+/// What a rank may take from the signal to its exit, on a machine that is busy with other tests.
+const LEAVE: Duration = Duration::from_secs(15);
+
+fn reference() -> TempRun {
+    let reference = TempRun::default();
+    finish(run(&reference.join("run"), 2, &SETS));
+    reference
+}
+
+/// One cluster for all: booting is quick, but the reference run is not.
+#[test]
+fn whatever_the_cluster_does_the_bytes_are_the_same() {
+    let reference = reference();
+    let mut campaign = Campaign::new(reference, Options { grace: 10, ..Options::default() });
+    orderly_stops_redo_nothing(&mut campaign);
+    sudden_ends_cost_a_shard_per_rank(&mut campaign);
+    training_is_preempted_and_runs_out_of_time(&mut campaign);
+    a_paused_owner_is_fenced(&mut campaign);
+    array_tasks_share_a_stage(&mut campaign);
+    the_wrong_mpi_is_named(&mut campaign);
+}
+
+/// Preemption with grace, requeue, scancel; then the rest on another number of ranks.
+fn orderly_stops_redo_nothing(campaign: &mut Campaign) {
+    campaign.begin("orderly stops", GENERATE);
+    let job = campaign.submit(GENERATE, "low", Shape { nodes: 2, ranks: 2 });
+    let mut made = 0;
+
+    campaign.wait_until_at_work(GENERATE, 1);
+    let signalled = std::time::Instant::now();
+    let urgent = campaign.cluster.preempt(2, 1);
+    let outcome = campaign.wait_for_outcome(GENERATE, 1);
+    assert_eq!(outcome["name"], "requeue", "preempted: {outcome}");
+    println!("preemption: submitted to outcome {:.1} s", signalled.elapsed().as_secs_f64());
+    made += outcome["made"].as_u64().unwrap();
+    campaign.requeued(job, 1);
+    campaign.wait_until_over(urgent);
+    campaign.cluster.start_now(job);
+
+    campaign.wait_until_at_work(GENERATE, 2);
+    let asked = std::time::Instant::now();
+    campaign.cluster.requeue(job);
+    let outcome = campaign.wait_for_outcome(GENERATE, 2);
+    assert!(asked.elapsed() < LEAVE, "{:?} from the request to the outcome", asked.elapsed());
+    assert_eq!(outcome["name"], "requeue", "requeued: {outcome}");
+    made += outcome["made"].as_u64().unwrap();
+    campaign.requeued(job, 2);
+    campaign.cluster.start_now(job);
+
+    campaign.wait_until_at_work(GENERATE, 3);
+    campaign.cluster.cancel(job);
+    let outcome = campaign.wait_for_outcome(GENERATE, 3);
+    assert_eq!(outcome["name"], "requeue", "cancelled: {outcome}");
+    made += outcome["made"].as_u64().unwrap();
+    campaign.wait_until_over(job);
+
+    let job = campaign.submit(GENERATE, "low", Shape { nodes: 2, ranks: 3 });
+    campaign.wait_until_completed(job);
+    let outcome = campaign.wait_for_outcome(GENERATE, 4);
+    made += outcome["made"].as_u64().unwrap();
+    assert_eq!(made, campaign.images(GENERATE), "finished batches were made again");
+    campaign.compare(GENERATE);
+}
+
+/// Preemption without grace, and the loss of a node: at most one shard per rank is made again.
+fn sudden_ends_cost_a_shard_per_rank(campaign: &mut Campaign) {
+    campaign.begin("sudden ends", GENERATE);
+    let job = campaign.submit(GENERATE, "low0", Shape { nodes: 2, ranks: 2 });
+    campaign.wait_until_at_work(GENERATE, 1);
+    let urgent = campaign.cluster.preempt(2, 1);
+    campaign.requeued(job, 1);
+    campaign.wait_until_over(urgent);
+    campaign.cluster.start_now(job);
+
+    let before = campaign.wait_until_at_work(GENERATE, 2);
+    campaign.cluster.kill_node(2);
+    campaign.requeued(job, 2);
+    let lost = before.saturating_sub(campaign.committed_images(GENERATE));
+    assert!(lost <= 2 * SHARD, "{lost} images of {before} were lost");
+    campaign.cluster.boot_node(2);
+    campaign.cluster.start_now(job);
+    campaign.wait_until_completed(job);
+    let events = campaign.journal(GENERATE);
+    let takeovers = events.iter().filter(|event| event["event"] == "takeover");
+    let because: Vec<_> = takeovers.map(|event| event["takeover"]["because"].clone()).collect();
+    assert!(because.contains(&"restarted".into()), "{events:?}");
+    campaign.compare(GENERATE);
+}
+
+fn training_is_preempted_and_runs_out_of_time(campaign: &mut Campaign) {
+    campaign.begin("training", TRAIN);
+    // The shell dawdles, so that the limit of a minute comes soon.
+    let job = campaign.submit_after(TRAIN, "low", Shape { nodes: 2, ranks: 2 }, &["--time=1"], "sleep 35");
+    campaign.wait_until_at_work(TRAIN, 1);
+    let outcome = campaign.wait_for_outcome(TRAIN, 1);
+    assert_eq!(outcome["name"], "requeue", "out of time: {outcome}");
+    campaign.requeued(job, 1);
+    campaign.cluster.cancel(job);
+    campaign.wait_until_over(job);
+
+    let job = campaign.submit(TRAIN, "low", Shape { nodes: 2, ranks: 2 });
+    campaign.wait_until_at_work(TRAIN, 2);
+    let urgent = campaign.cluster.preempt(2, 1);
+    let outcome = campaign.wait_for_outcome(TRAIN, 2);
+    assert_eq!(outcome["name"], "requeue", "preempted: {outcome}");
+    campaign.requeued(job, 1);
+    campaign.wait_until_over(urgent);
+    campaign.cluster.cancel(job);
+    campaign.wait_until_over(job);
+    let job = campaign.submit(TRAIN, "low", Shape { nodes: 1, ranks: 1 });
+    campaign.wait_until_completed(job);
+    campaign.compare(TRAIN);
+}
+
+/// F14: the owner sleeps on a node that is cut off, Slurm starts the job again elsewhere, the owner wakes up.
+fn a_paused_owner_is_fenced(campaign: &mut Campaign) {
+    campaign.begin("a paused owner", GENERATE);
+    let job = campaign.submit(GENERATE, "low", Shape { nodes: 1, ranks: 1 });
+    campaign.wait_until_at_work(GENERATE, 1);
+    let node: usize = campaign.cluster.job(job).nodes.trim_start_matches('n').parse().unwrap();
+    let steps = || {
+        let is_rank =
+            |found: &tree::Found| found.command.contains("stage=") && !found.command.starts_with("srun");
+        campaign.cluster.processes(node).into_iter().filter(is_rank).collect::<Vec<_>>()
+    };
+    let paused = steps();
+    assert!(!paused.is_empty(), "no rank on node {node}");
+    campaign.cluster.cut_link(node);
+    paused.iter().for_each(|found| tree::send(found.pid, libc::SIGSTOP));
+    campaign.requeued(job, 1);
+    campaign.cluster.start_now(job);
+    campaign.wait_until_at_work(GENERATE, 2);
+    paused.iter().for_each(|found| tree::send(found.pid, libc::SIGCONT));
+    equipoise_testkit::wait_until("the paused rank is gone", Duration::from_secs(60), || {
+        let alive = steps();
+        !paused.iter().any(|found| alive.contains(found))
+    });
+    campaign.wait_until_completed(job);
+    assert!(campaign.logs(GENERATE).contains("has lost its lease"), "{}", campaign.logs(GENERATE));
+    campaign.cluster.heal_link(node);
+    campaign.compare(GENERATE);
+    campaign.cluster.wait_until_idle();
+}
+
+/// Three tasks of an array, one of them restarted: each image is made by one of them, and the last one finishes the set.
+fn array_tasks_share_a_stage(campaign: &mut Campaign) {
+    campaign.begin("array tasks", GENERATE);
+    let job = campaign.submit_after(GENERATE, "low", Shape { nodes: 1, ranks: 1 }, &["--array=0-2"], ":");
+    campaign.wait_until_task_is_at_work(GENERATE, 1);
+    campaign.cluster.requeue_task(job, 1);
+    campaign.wait_until_tasks_are_over(job, 3);
+    let outcome = campaign.wait_for_outcome(GENERATE, 1);
+    assert_eq!(outcome["name"], "done", "{outcome}");
+    let lines = campaign.task_journals(GENERATE);
+    assert_eq!(
+        lines.iter().filter(|event| event["event"] == "attempt").count(),
+        4,
+        "three tasks, one twice: {lines:?}"
+    );
+    assert!(lines.iter().all(|event| event["attempt"] == 1), "one lease: {lines:?}");
+    campaign.compare(GENERATE);
+}
+
+/// Without PMIx each rank is a world of one, and all would write the same files.
+fn the_wrong_mpi_is_named(campaign: &mut Campaign) {
+    campaign.begin("the wrong MPI", GENERATE);
+    let job = campaign.submit_with(GENERATE, "low", Shape { nodes: 2, ranks: 2 }, &[], ":", "none");
+    campaign.wait_until_over(job);
+    assert_eq!(campaign.cluster.job(job).exit, 78);
+    assert!(campaign.output(job).contains("--mpi=pmix"), "{}", campaign.output(job));
+    assert!(campaign.journal(GENERATE).is_empty(), "nothing was begun");
+}
