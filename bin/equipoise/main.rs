@@ -3,6 +3,7 @@
 
 mod classes;
 mod commands;
+mod jobs;
 mod output;
 mod runner;
 mod steps;
@@ -18,9 +19,10 @@ use equipoise_base::ExitCode;
     equipoise init quickstart > my.toml   a commented recipe to start from\n  \
     equipoise plan my.toml                what it would do, and whether it fits on the disk\n  \
     equipoise run my.toml                 do it; type it again to go on after a stop\n  \
+    equipoise submit my.toml              the same as batch jobs of Slurm\n  \
     equipoise status runs/quickstart      how far it is\n\n\
-    Exit codes: 0 done, 1 a check failed, 64 usage, 65 bad data, 69 owned by another job, 71 non-finite,\n\
-    73 no space, 74 I/O error, 75 stopped with everything committed (resume), 78 bad configuration, 101 bug")]
+    Exit codes: 0 done, 1 a check failed, 64 usage, 65 bad data, 69 owned by another job, 70 no progress,\n\
+    71 non-finite, 73 no space, 74 I/O error, 75 stopped with everything committed (resume), 78 bad configuration, 101 bug")]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -23,15 +23,21 @@ pub const PROGRAMS: [&str; 7] = [
 /// # Errors
 /// 78 if it is not there.
 pub fn find(program: &str) -> Result<PathBuf> {
-    let here = std::env::current_exe().and_then(std::fs::canonicalize);
-    let here =
-        here.map_err(|error| Error::new(ExitCode::Io, format!("cannot tell where equipoise is: {error}")))?;
-    let path = here.with_file_name(program);
+    let path = front_end()?.with_file_name(program);
     if path.is_file() {
         return Ok(path);
     }
     let message = format!("{}: not found; it is built together with equipoise", path.display());
     Err(Error::config(message).next("cargo build --release"))
+}
+
+/// The path of this program.
+///
+/// # Errors
+/// 74 if the system does not tell.
+pub fn front_end() -> Result<PathBuf> {
+    let here = std::env::current_exe().and_then(std::fs::canonicalize);
+    here.map_err(|error| Error::new(ExitCode::Io, format!("cannot tell where equipoise is: {error}")))
 }
 
 /// The build id that a step binary answers with.

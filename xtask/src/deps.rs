@@ -13,6 +13,7 @@ const TIERS: &[(&str, u32)] = &[
     ("catalog", 1),
     ("workplan", 1),
     ("comm", 1),
+    ("slurm", 2),
     ("telemetry", 2),
     ("report", 2),
     ("comm-mpi", 3),

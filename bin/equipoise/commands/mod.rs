@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod batch;
 mod cancel;
 mod completions;
 mod config;
@@ -12,6 +13,7 @@ mod resume;
 mod run;
 mod shards;
 mod status;
+mod submit;
 mod verify;
 
 use clap::Subcommand;
@@ -25,6 +27,7 @@ pub enum Command {
     Init(init::Args),
     Plan(plan::Args),
     Run(run::Args),
+    Submit(submit::Args),
     Resume(resume::Args),
     Cancel(cancel::Args),
     Status(status::Args),
@@ -35,6 +38,7 @@ pub enum Command {
     Doctor(doctor::Args),
     Config(config::Args),
     Completions(completions::Args),
+    Batch(batch::Args),
 }
 
 impl Command {
@@ -44,6 +48,7 @@ impl Command {
             Command::Init(args) => init::run(args),
             Command::Plan(args) => plan::run(args),
             Command::Run(args) => run::run(args),
+            Command::Submit(args) => submit::run(args),
             Command::Resume(args) => resume::run(args),
             Command::Cancel(args) => cancel::run(args),
             Command::Status(args) => status::run(args),
@@ -54,6 +59,7 @@ impl Command {
             Command::Doctor(args) => doctor::run(args),
             Command::Config(args) => config::run(args),
             Command::Completions(args) => completions::run(args),
+            Command::Batch(args) => batch::run(args),
         }
     }
 

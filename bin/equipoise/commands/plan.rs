@@ -308,3 +308,16 @@ fn print(plan: &Plan) {
     output::line(format!("needs  {need}, {} files, and checkpoints", plan.files));
     output::line(format!("free   {free}, {free_files}"));
 }
+
+/// What submitting would take.
+///
+/// # Errors
+/// As those of [`run`].
+pub fn dry_run(run: &Run, output: Format) -> Result<ExitCode> {
+    let plan = plan(run)?;
+    match output {
+        Format::Json => output::json(&plan),
+        Format::Text => print(&plan),
+    }
+    Ok(ExitCode::Done)
+}

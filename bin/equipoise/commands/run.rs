@@ -29,13 +29,21 @@ pub struct Args {
 
 /// Runs the recipe.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let mut resolved = args.recipe.resolve()?;
-    let dir = args.run.clone().unwrap_or_else(|| resolved.run_dir());
+    runner::run(&decided(&args.recipe, args.run.as_deref())?, args.output)
+}
+
+/// The run of a recipe in `dir` (`run.root/run.name` if none), with the instruction set decided.
+///
+/// # Errors
+/// 78 if something is wrong with the recipe.
+pub fn decided(recipe: &RecipeArgs, dir: Option<&Path>) -> Result<Run> {
+    let mut resolved = recipe.resolve()?;
+    let dir = dir.map_or_else(|| resolved.run_dir(), Path::to_owned);
     if resolved.recipe.run.cpu_capability == recipe::CpuCapability::Auto {
         let decided = format!("run.cpu_capability=\"{}\"", begun_with(&dir)?);
-        resolved = args.recipe.resolve_with(&[decided])?;
+        resolved = recipe.resolve_with(&[decided])?;
     }
-    runner::run(&Run::new(resolved, dir)?, args.output)
+    Run::new(resolved, dir)
 }
 
 /// The instruction set that a run was begun with, the best of this machine for a new one: it decides bits, so it stays.

@@ -4,13 +4,13 @@ mod launcher;
 mod ranks;
 
 pub use launcher::{LauncherRecord, launcher_of};
-pub use ranks::ranks_of;
+pub use ranks::{ranks_of, usable_ranks};
 
 use crate::commands::report;
 use crate::output::{self, Colour, Format};
 use crate::steps;
 use equipoise_base::{Error, ExitCode, Result, ensure};
-use equipoise_comm::environment::{self, CpuCapability};
+use equipoise_comm::environment::{self, CpuCapability, Variable};
 use equipoise_comm::launch::{Asked, Ended, Launch, Launcher, Output};
 use equipoise_config::pipeline::CONFIGURATION;
 use equipoise_config::recipe;
@@ -57,14 +57,20 @@ impl Run {
     }
 
     /// The stage is complete, under the very configuration that is asked for.
-    fn is_done(&self, stage: &Stage) -> Result<bool> {
+    ///
+    /// # Errors
+    /// 65, 74 if its records cannot be read.
+    pub fn is_done(&self, stage: &Stage) -> Result<bool> {
         let dir = self.stage_dir(stage)?;
         let Some(outcome) = Outcome::read(&RealFs, &dir)? else { return Ok(false) };
         Ok(outcome.name == ExitCode::Done && recorded(&dir)?.is_some_and(|record| made_as(stage, &record)))
     }
 
     /// Refuses to mix results of two configurations, before anything is started.
-    fn check_identities(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// 78 naming what differs.
+    pub fn check_identities(&self) -> Result<()> {
         for stage in &self.stages {
             let dir = self.stage_dir(stage)?;
             let Some(record) = recorded(&dir)?.filter(|record| !made_as(stage, record)) else { continue };
@@ -120,6 +126,7 @@ fn made_as(stage: &Stage, record: &IdentityRecord) -> bool {
 /// The error of the stage that failed.
 pub fn run(run: &Run, format: Format) -> Result<ExitCode> {
     run.check_identities()?;
+    crate::jobs::check_unowned(&run.dir)?;
     let needed: Vec<&Stage> = not_done(run)?;
     check_programs(&needed)?;
     crate::commands::plan::check_space(run, &needed)?;
@@ -176,7 +183,10 @@ fn check_programs(needed: &[&Stage]) -> Result<()> {
 }
 
 /// `config.toml` and `identity.json` of the run; left alone if they say the same already.
-fn write_configuration(run: &Run) -> Result<()> {
+///
+/// # Errors
+/// 74 if they cannot be written.
+pub fn write_configuration(run: &Run) -> Result<()> {
     create_dirs(&RealFs, run.dir.root())?;
     let text = run.resolved.to_toml();
     if std::fs::read_to_string(run.dir.config()).ok().as_deref() != Some(&text) {
@@ -242,15 +252,20 @@ fn without_outcome(ended: &Ended, dir: &StageDir) -> (ExitCode, Option<Error>) {
     }
 }
 
-fn launch(run: &Run, stage: &Stage, program: &str) -> Result<Launch> {
-    let settings = &run.resolved.recipe.run;
-    let ranks = ranks_of(&run.resolved.recipe, stage)?;
+/// The variables that every rank of the run is started with.
+pub fn environment(settings: &recipe::Run) -> Vec<Variable> {
     let capability = match settings.cpu_capability {
         recipe::CpuCapability::Auto => CpuCapability::here(),
         recipe::CpuCapability::Default => CpuCapability::Default,
         recipe::CpuCapability::Avx2 => CpuCapability::Avx2,
         recipe::CpuCapability::Avx512 => CpuCapability::Avx512,
     };
+    environment::pinned(settings.threads as usize, Some(capability))
+}
+
+fn launch(run: &Run, stage: &Stage, program: &str) -> Result<Launch> {
+    let settings = &run.resolved.recipe.run;
+    let ranks = ranks_of(&run.resolved.recipe, stage)?;
     let argument = |text: &str| OsString::from(text);
     Ok(Launch {
         program: steps::find(program)?,
@@ -264,7 +279,7 @@ fn launch(run: &Run, stage: &Stage, program: &str) -> Result<Launch> {
         ],
         ranks,
         mpirun: (ranks > 1).then(mpirun).transpose()?,
-        environment: environment::pinned(settings.threads as usize, Some(capability)),
+        environment: environment(settings),
         output: Output::Inherit,
     })
 }

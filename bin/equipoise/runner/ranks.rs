@@ -11,7 +11,14 @@ use equipoise_workplan::ranks::Ownership;
 /// # Errors
 /// 101 if a training stage has no batch sizes.
 pub fn ranks_of(recipe: &Recipe, stage: &Stage) -> Result<usize> {
-    let ranks = recipe.run.ranks as usize;
+    usable_ranks(stage, recipe.run.ranks as usize)
+}
+
+/// How many of `ranks` a stage can use with the same bits.
+///
+/// # Errors
+/// 101 if a training stage has no batch sizes.
+pub fn usable_ranks(stage: &Stage, ranks: usize) -> Result<usize> {
     if !stage.kind.is_parallel() {
         return Ok(1);
     }

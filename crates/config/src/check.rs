@@ -14,6 +14,9 @@ pub fn check(schema: &Schema, root: &mut Node) -> Problems {
     checker.problems
 }
 
+/// The table whose keys are patterns of names.
+const PATTERNS: &str = "slurm.stages";
+
 struct Checker<'s> {
     schema: &'s Schema,
     problems: Problems,
@@ -63,8 +66,11 @@ impl<'s> Checker<'s> {
     }
 
     fn named(&mut self, values: &'s Value, node: &mut Node, path: &str) {
+        let patterns = path == PATTERNS;
         for Entry { key, origin, node } in entries_mut(node) {
-            let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+            let legal = |c: char| {
+                c.is_ascii_alphanumeric() || c == '-' || c == '_' || patterns && "*?[].".contains(c)
+            };
             if key.is_empty() || key.starts_with('-') || !key.chars().all(legal) {
                 let message = format!("'{key}' in [{path}] is no name: use letters, digits, '-' and '_'");
                 self.problems.push(Some(origin), message);

@@ -5,7 +5,7 @@
 //! | [`source`], [`tree`], [`layers`] | parsed text that remembers layer, file, line and column |
 //! | [`merge`], [`place`] | stronger over weaker layers, inheritance, paths |
 //! | [`schema`], [`check`], [`problem`], [`nearest`] | what is allowed, and messages about what is not |
-//! | [`recipe`], [`method`], [`named`] | the typed structure; method parameters stay plain values here |
+//! | [`recipe`], [`slurm`], [`method`], [`named`] | the typed structure; method parameters stay plain values here |
 //! | [`resolved`], [`render`] | the result: values, identity, provenance, TOML |
 //! | [`pipeline`] | the stages of a recipe, in order, each with its identity |
 //! | [`examples`] | the recipes that travel with the binary |
@@ -25,6 +25,7 @@ pub mod recipe;
 pub mod render;
 pub mod resolved;
 pub mod schema;
+pub mod slurm;
 pub mod source;
 pub mod tree;
 

@@ -1,5 +1,6 @@
 //! Layers and inheritance: a stronger table over a weaker one.
 
+use crate::slurm::MEMORY;
 use crate::tree::{Data, Node};
 
 /// Keys that say what the other keys of their table mean.
@@ -14,6 +15,10 @@ pub fn merge(base: &mut Node, over: Node) {
     match (&mut base.data, over.data) {
         (Data::Table(below), Data::Table(above)) if !replaced => {
             base.origin = over.origin;
+            // Keys that exclude each other: a stronger layer's choice replaces a weaker one's.
+            if above.iter().any(|entry| MEMORY.contains(&entry.key.as_str())) {
+                below.retain(|entry| !MEMORY.contains(&entry.key.as_str()));
+            }
             for entry in above {
                 match below.iter_mut().find(|candidate| candidate.key == entry.key) {
                     Some(existing) => {
@@ -74,6 +79,13 @@ mod tests {
             "a": {"x": 1, "list": [3], "y": 2}, "loss": {"kind": "bs"}, "arch": {"kind": "r", "depth": 20}
         });
         assert_eq!(base.to_value(), expected);
+    }
+
+    #[test]
+    fn one_form_of_memory_replaces_another() {
+        let mut base = node("slurm.mem = '4G'\nslurm.time = '1:00:00'");
+        merge(&mut base, node("slurm.mem_per_cpu = '1G'"));
+        assert_eq!(base.to_value(), json!({"slurm": {"time": "1:00:00", "mem_per_cpu": "1G"}}));
     }
 
     #[test]

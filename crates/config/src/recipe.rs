@@ -6,6 +6,7 @@ use crate::method::{
     Sampler, Sampling, Select, Source, Toy,
 };
 use crate::named::Named;
+use crate::slurm::Slurm;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -24,6 +25,9 @@ pub struct Recipe {
     /// Checkpoints of training stages.
     #[schemars(extend("x-elastic" = true))]
     pub checkpoint: Checkpoint,
+    /// Batch jobs.
+    #[schemars(extend("x-elastic" = true))]
+    pub slurm: Slurm,
     /// The data set.
     pub data: Option<Dataset>,
     /// What every classifier and every arm starts from.

@@ -122,6 +122,8 @@ fn the_reference_is_complete() {
     for (table, definition) in [
         ("/run", "Run"),
         ("/checkpoint", "Checkpoint"),
+        ("/slurm", "Slurm"),
+        ("/slurm/container", "Container"),
         ("/data", "Dataset"),
         ("/data/splits/train", "Split"),
         ("/classifier", "Classifier"),
@@ -407,4 +409,48 @@ fn embedded_recipes_resolve() {
         assert!(resolved.is_ok(), "{}", equipoise_base::Error::from(resolved.unwrap_err()));
         assert!(!example.summary().is_empty());
     }
+}
+
+#[test]
+fn what_slurm_refuses_is_refused_with_its_place() {
+    for (wrong, expected) in [
+        (
+            "[slurm]\nmem = '4G'\nmem_per_cpu = '1G'",
+            "my.toml:3:15: slurm.mem_per_cpu: Slurm takes one form of memory, and slurm.mem is set too",
+        ),
+        (
+            "[slurm.stages.'generate.*']\nmem = '4G'\nmem_per_gpu = '1G'",
+            "my.toml:3:15: slurm.stages.\"generate.*\".mem_per_gpu: Slurm takes one form of memory",
+        ),
+        (
+            "[slurm]\npartition = \"a\\nb\"",
+            "my.toml:2:13: slurm.partition: \"a\\nb\" cannot stand in a directive",
+        ),
+        ("[slurm]\nextra = ['rm -rf']", "my.toml:2:9: slurm.extra: \"rm -rf\" is no directive"),
+        ("[slurm]\nscratch = 'here'", "my.toml:2:11: slurm.scratch: \"here\" must be an absolute path"),
+        ("[slurm]\nmemory = '4G'", "my.toml:2:1: unknown key 'memory' in [slurm]"),
+        (
+            "[slurm]\nlauncher = 'sruun'",
+            "my.toml:2:12: slurm.launcher cannot be 'sruun'; did you mean 'srun'?",
+        ),
+        ("[slurm.env]\n'A B' = 'x'", "'A B' in [slurm.env] is no name"),
+    ] {
+        // The recipe comes after, so that lines are counted from the table.
+        let text = format!("{wrong}\n{RECIPE}").replace("\nschema = 1", "");
+        let found = problems(&text);
+        assert!(found.contains(expected), "{wrong}:\n{found}");
+    }
+}
+
+#[test]
+fn batch_jobs_are_elastic_and_a_stronger_layer_chooses_the_form_of_memory() {
+    let folder = Folder::new();
+    let plain = folder.resolve(RECIPE, &[]).unwrap();
+    let text = format!("{RECIPE}\n[slurm]\nmem = '4G'\n[slurm.stages.'train.*']\ntime = '1:00:00'\n");
+    let asked = folder.resolve(&text, &["slurm.mem_per_cpu=1G"]).unwrap();
+    assert_eq!(plain.identity(), asked.identity());
+    let job = &asked.recipe.slurm.job;
+    assert_eq!((job.mem.as_deref(), job.mem_per_cpu.as_deref()), (None, Some("1G")));
+    let kept = folder.write("config.toml", &asked.to_toml());
+    assert_eq!(load_resolved(&kept, &[]).unwrap().recipe.slurm, asked.recipe.slurm);
 }

@@ -260,7 +260,7 @@ impl StageDir {
     /// What one task of an array job writes about itself, named as in a stage: its journal, outcome, status and logs.
     /// Tasks end in any order, and a journal has one writer.
     #[must_use]
-    pub fn task(&self, task: usize) -> Self {
+    pub fn task(&self, task: u64) -> Self {
         Self { root: self.root.join(TASKS).join(task.to_string()), key: self.key.clone() }
     }
 

@@ -57,7 +57,7 @@ impl Stage {
     pub fn open_task(
         vfs: Arc<dyn Vfs>,
         dir: &StageDir,
-        task: usize,
+        task: u64,
         identity: &IdentityRecord,
         mut request: LeaseRequest,
     ) -> Result<Self> {
@@ -239,16 +239,17 @@ pub struct Outcome {
     pub host: String,
     /// When, in seconds since 1970: for people.
     pub wall: f64,
-    /// Units that this attempt finished (images, steps), those of unfinished shards included: whether it was of use.
+    /// Units (images, steps) that the attempt finished, those in parts included; none if it did not count them. A
+    /// batch job that makes nothing several times in a row is not requeued.
     #[serde(default)]
-    pub made: u64,
+    pub made: Option<u64>,
 }
 
 impl Outcome {
     /// The outcome of an attempt that ended with `code`.
     pub fn new(code: ExitCode, rank: usize, attempt: u64, host: &str, wall: f64) -> Self {
         let (message, host) = (code.meaning().to_string(), host.to_string());
-        Self { code: code.status(), name: code, message, next: None, rank, attempt, host, wall, made: 0 }
+        Self { code: code.status(), name: code, message, next: None, rank, attempt, host, wall, made: None }
     }
 
     /// The outcome of an attempt that an error ended.

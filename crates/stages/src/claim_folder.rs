@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Who claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Claimant {
-    task: usize,
+    task: u64,
     restart: u32,
 }
 
@@ -94,7 +94,7 @@ mod tests {
     use equipoise_rundir::fault::FaultFs;
     use equipoise_rundir::{RunDir, StageKey};
 
-    fn folder(fs: &FaultFs, attempt: u64, task: usize, restart: u32) -> ClaimFolder {
+    fn folder(fs: &FaultFs, attempt: u64, task: u64, restart: u32) -> ClaimFolder {
         let dir = RunDir::new("/run").stage(&StageKey::new("generate").unwrap());
         let folder =
             ClaimFolder::open(Arc::new(fs.clone()), &dir, attempt, Task { index: task, count: 2 }, restart)

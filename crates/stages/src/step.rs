@@ -307,8 +307,8 @@ impl Step {
             }
             self.write_status(state, None)?;
             let mut outcome = Outcome::new(code, 0, self.attempt, &self.host, self.clock.wall());
-            outcome.made =
-                made.iter().filter_map(|word| Some(u64::from_le_bytes(word[..].try_into().ok()?))).sum();
+            let counts = made.iter().filter_map(|word| Some(u64::from_le_bytes(word[..].try_into().ok()?)));
+            outcome.made = Some(counts.sum());
             lock(root).stage.write_outcome(&outcome)?;
             if ended == Ended::Done && self.job.task.is_some() {
                 outcome.write(&*self.vfs, &self.dir, Some(&self.guard))?;
@@ -328,7 +328,7 @@ impl Step {
     /// This rank cannot go on: it says why before anything else, then ends the others.
     fn fail(self, error: Error) -> Error {
         let mut outcome = Outcome::of_error(&error, self.rank(), self.attempt, &self.host, self.clock.wall());
-        outcome.made = self.made.load(Ordering::Relaxed);
+        outcome.made = Some(self.made.load(Ordering::Relaxed));
         let _ = outcome.write(&*self.vfs, &self.records, Some(&self.guard));
         if self.root.is_some() {
             let _ = self.write_status(State::Failed, None);
@@ -407,13 +407,13 @@ impl Step {
         self.comm().barrier()?;
         // The ranks of all tasks are alike: what one does not claim another does.
         let (world, rank) = (self.world(), self.rank());
-        let (own, all) = (task.index * world + rank, task.count * world);
+        let (own, all) = (task.index as usize * world + rank, task.count as usize * world);
         Ok(world::StageClaims::Files(ClaimFiles::new(folder, &units, own, all, self.stop.clone())))
     }
 
     /// Which of how many equal parts of a stage this process has to look after: a task of an array job, or everything.
     pub fn part(&self) -> (u64, u64) {
-        self.job.task.map_or((0, 1), |task| (task.index as u64, task.count as u64))
+        self.job.task.map_or((0, 1), |task| (task.index, task.count))
     }
 
     /// Shows progress in `status.json`, at most once a second unless `now`; on the root only.

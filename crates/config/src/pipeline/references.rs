@@ -13,7 +13,7 @@ pub(crate) fn references(resolved: &Resolved) -> Problems {
     checker.generator();
     checker.sets();
     checker.results();
-    checker.problems
+    checker.problems.and(crate::slurm::problems(resolved))
 }
 
 struct Checker<'a> {

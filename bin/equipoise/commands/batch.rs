@@ -1,0 +1,201 @@
+//! `equipoise batch`: what a batch script asks of the front end, at its beginning and at its end.
+
+use crate::jobs::{attempts, attempts_path};
+use crate::runner::stage_dir;
+use equipoise_base::clock::{Clock, SystemClock};
+use equipoise_base::{Error, ExitCode, Result};
+use equipoise_config::slurm::Slurm;
+use equipoise_config::{load_resolved, stage as find_stage};
+use equipoise_rundir::stage::{Outcome, Status};
+use equipoise_rundir::{Journal, RealFs, RunDir, StageDir};
+use equipoise_slurm::Commands;
+use equipoise_slurm::decide::{Decision, Ended, Limits, decide};
+use equipoise_slurm::record::{Attempt, History};
+use equipoise_slurm::requeue::{Controller, Requeued, Scontrol, requeue};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// For batch scripts: note an attempt, and decide what follows it.
+#[derive(Debug, clap::Args)]
+#[command(hide = true)]
+pub struct Args {
+    #[command(subcommand)]
+    moment: Moment,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Moment {
+    /// The batch script has started.
+    Begin(Which),
+    /// The step has ended.
+    End {
+        #[command(flatten)]
+        which: Which,
+        /// Exit status of the step's launcher.
+        #[arg(long)]
+        status: i32,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// Run directory.
+    #[arg(long)]
+    run: PathBuf,
+    /// Stage.
+    #[arg(long)]
+    stage: String,
+}
+
+/// Does it.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    match &args.moment {
+        Moment::Begin(which) => begin(&Job::here(which)?),
+        Moment::End { which, status } => {
+            // A requeue ends this very job: what is left to do then must not be interrupted.
+            for signal in [libc::SIGTERM, libc::SIGUSR2] {
+                // SAFETY: called from the only thread; SIG_IGN is a valid disposition.
+                unsafe { libc::signal(signal, libc::SIG_IGN) };
+            }
+            end(&Job::here(which)?, *status)
+        }
+    }
+}
+
+/// The job that this process belongs to.
+struct Job {
+    run: RunDir,
+    stage: String,
+    /// Id: that of the array for a task.
+    id: String,
+    task: Option<u64>,
+    restart: u32,
+    /// Where outcome and status are: of the stage, or of the task.
+    dir: StageDir,
+    clock: SystemClock,
+}
+
+impl Job {
+    fn here(which: &Which) -> Result<Self> {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let outside = || {
+            let message =
+                "SLURM_JOB_ID is not set: this command is for the batch scripts of `equipoise submit`";
+            Error::new(ExitCode::Usage, message)
+        };
+        let task = variable("SLURM_ARRAY_TASK_ID").and_then(|task| task.parse().ok());
+        let id =
+            variable("SLURM_ARRAY_JOB_ID").filter(|_| task.is_some()).or_else(|| variable("SLURM_JOB_ID"));
+        let run = RunDir::new(&which.run);
+        let stage = stage_dir(&run, &which.stage)?;
+        Ok(Self {
+            stage: which.stage.clone(),
+            id: id.ok_or_else(outside)?,
+            task,
+            // Slurm leaves it out until the first restart.
+            restart: variable("SLURM_RESTART_COUNT").and_then(|count| count.parse().ok()).unwrap_or(0),
+            dir: task.map_or(stage.clone(), |task| stage.task(task)),
+            clock: SystemClock::default(),
+            run,
+        })
+    }
+
+    /// As scontrol addresses it: the id of the last task of an array is that of the whole array.
+    fn address(&self) -> String {
+        self.task.map_or_else(|| self.id.clone(), |task| format!("{}_{task}", self.id))
+    }
+
+    /// Units done over all attempts.
+    fn done(&self) -> u64 {
+        Status::read(&RealFs, &self.dir).ok().flatten().map_or(0, |status| status.done)
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        Outcome::read(&RealFs, &self.dir).ok().flatten()
+    }
+
+    fn note(&self, event: &Attempt) -> Result<()> {
+        let path = attempts_path(&self.run, &self.stage, self.task);
+        Journal::open(Arc::new(RealFs), &path, None)?.append(event)
+    }
+}
+
+fn begin(job: &Job) -> Result<ExitCode> {
+    job.note(&Attempt::Begin {
+        job: job.id.clone(),
+        restart: job.restart,
+        nodes: std::env::var("SLURM_JOB_NODELIST").unwrap_or_default(),
+        outcome: job.outcome().map(|outcome| outcome.wall),
+        done: job.done(),
+        wall: job.clock.wall(),
+    })?;
+    Ok(ExitCode::Done)
+}
+
+fn end(job: &Job, status: i32) -> Result<ExitCode> {
+    let resolved = load_resolved(&job.run.config(), &[])?;
+    let slurm = &resolved.recipe.slurm;
+    let history = History::of(&attempts(&job.run, &job.stage, job.task)?, &job.id);
+    let (earlier, done_before) = history.begun;
+    // An earlier outcome says nothing about this attempt. (The tasks of an array share the number of their attempt.)
+    let outcome = job.outcome().filter(|outcome| Some(outcome.wall) != earlier);
+    let made = outcome.as_ref().and_then(|outcome| outcome.made);
+    let ended = Ended {
+        outcome: outcome.as_ref().map(|outcome| outcome.name),
+        status,
+        writes_outcomes: find_stage(&resolved, &job.stage)?.kind.program().is_some(),
+        progressed: made.map_or_else(|| job.done() > done_before, |made| made > 0),
+        stalls: history.stalls,
+        requeues: history.requeues,
+    };
+    let limits = Limits { budget: slurm.requeue_budget, stalls: slurm.max_stalls };
+    let (code, requeued, stalled, reason) = match decide(&ended, limits) {
+        Decision::Finish(code, reason) => {
+            let said = outcome.map(|outcome| outcome.message);
+            (code, false, !ended.progressed, said.unwrap_or(reason))
+        }
+        Decision::Requeue { stalled } => {
+            // Noted before it is done: the job may not live to note it afterwards.
+            let note =
+                |requeued, reason: &str| note_end(job, status, ExitCode::Requeue, requeued, stalled, reason);
+            note(true, "queued again")?;
+            match again(job, slurm) {
+                Requeued::Done | Requeued::Already => return Ok(ExitCode::Requeue),
+                Requeued::Refused(why) => (ExitCode::Requeue, false, stalled, why),
+            }
+        }
+    };
+    note_end(job, status, code, requeued, stalled, &reason)?;
+    if code != ExitCode::Done {
+        eprintln!("{}: {reason}", job.stage);
+    }
+    Ok(code)
+}
+
+fn note_end(
+    job: &Job,
+    status: i32,
+    code: ExitCode,
+    requeued: bool,
+    stalled: bool,
+    reason: &str,
+) -> Result<()> {
+    let (id, reason, wall) = (job.id.clone(), reason.to_string(), job.clock.wall());
+    job.note(&Attempt::End { job: id, restart: job.restart, status, code, requeued, stalled, reason, wall })
+}
+
+/// Queues the job again, and lets it start soon: Slurm's own delay is kept only if the begin time has passed when the
+/// job has finished completing.
+fn again(job: &Job, slurm: &Slurm) -> Requeued {
+    let commands = Commands::default();
+    let controller = Scontrol { commands: &commands, job: job.address() };
+    let requeued = requeue(&controller, job.restart, &job.clock);
+    if slurm.requeue_delay > 0 && matches!(requeued, Requeued::Done | Requeued::Already) {
+        // Best effort: some sites do not allow it, and `equipoise resume` does the same later.
+        if let Err(failure) = controller.start_after(Duration::from_secs(slurm.requeue_delay.into())) {
+            eprintln!("{}: the job will start after Slurm's own delay: {failure}", job.stage);
+        }
+    }
+    requeued
+}

@@ -1,0 +1,162 @@
+//! What follows when the step of a batch job has ended: a pure function, told in `docs/design/slurm.md`.
+
+use equipoise_base::ExitCode;
+
+/// What is known then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Exit code in the `outcome.json` of this very attempt; none if it left none.
+    pub outcome: Option<ExitCode>,
+    /// Exit status of the launcher; above 128 it stands for a signal.
+    pub status: i32,
+    /// Whether the stage writes outcomes; otherwise the status is all there is.
+    pub writes_outcomes: bool,
+    /// Whether the attempt finished at least one batch or step.
+    pub progressed: bool,
+    /// Requeues of this job right before this attempt that made nothing.
+    pub stalls: u32,
+    /// Requeues so far that this job asked for.
+    pub requeues: u32,
+}
+
+/// `slurm.requeue_budget` and `slurm.max_stalls`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Requeues in all.
+    pub budget: u32,
+    /// Requeues in a row that make nothing.
+    pub stalls: u32,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// End the job with this code.
+    Finish(ExitCode, String),
+    /// Queue it again; whether this attempt made nothing.
+    Requeue {
+        /// Nothing was finished.
+        stalled: bool,
+    },
+}
+
+/// Decides. `outcome.json` is believed before the exit status, which a launcher may replace.
+pub fn decide(ended: &Ended, limits: Limits) -> Decision {
+    let code = code(ended);
+    if code != ExitCode::Requeue {
+        return Decision::Finish(code, reason(ended, code));
+    }
+    let stalled = !ended.progressed;
+    if stalled && ended.stalls + 1 >= limits.stalls {
+        let message = format!(
+            "stopped {} times in a row without finishing a single batch or step: the time limit or slurm.signal_lead leaves \
+             no time to work",
+            ended.stalls + 1
+        );
+        return Decision::Finish(ExitCode::NoProgress, message);
+    }
+    if ended.requeues >= limits.budget {
+        let message = format!("the budget of {} requeues is spent (slurm.requeue_budget)", limits.budget);
+        return Decision::Finish(ExitCode::Requeue, message);
+    }
+    Decision::Requeue { stalled }
+}
+
+fn code(ended: &Ended) -> ExitCode {
+    if let Some(code) = ended.outcome {
+        return code;
+    }
+    match (ended.status, ExitCode::from_status(ended.status)) {
+        (_, Some(ExitCode::Done)) if !ended.writes_outcomes => ExitCode::Done,
+        // Without an outcome it did not do its work, whatever it says.
+        (_, Some(ExitCode::Done)) => ExitCode::Bug,
+        (_, Some(code)) => code,
+        // Hit by the request to stop before it listened: nothing was begun, so nothing is lost.
+        (STOPPED_BY_TERM | STOPPED_BY_USR2, None) => ExitCode::Requeue,
+        (129.., None) => ExitCode::Io,
+        (_, None) => ExitCode::Bug,
+    }
+}
+
+/// 128 + SIGTERM.
+const STOPPED_BY_TERM: i32 = 143;
+/// 128 + SIGUSR2.
+const STOPPED_BY_USR2: i32 = 140;
+
+fn reason(ended: &Ended, code: ExitCode) -> String {
+    match (ended.outcome, ended.status) {
+        (Some(_), _) => code.meaning().to_string(),
+        (None, 0) if ended.writes_outcomes => "the step ended with 0 but left no outcome.json".into(),
+        (None, status @ 129..) => format!(
+            "the step was killed by signal {}; what it had committed is kept (signal 9 often means out of memory: slurm.mem)",
+            status - 128
+        ),
+        (None, status) => {
+            format!("the step ended with status {status} before it could record why: see the job's log")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { budget: 10, stalls: 3 };
+
+    fn ended(outcome: Option<ExitCode>, status: i32) -> Ended {
+        Ended { outcome, status, writes_outcomes: true, progressed: true, stalls: 0, requeues: 0 }
+    }
+
+    fn code(ended: &Ended) -> Option<ExitCode> {
+        match decide(ended, LIMITS) {
+            Decision::Finish(code, _) => Some(code),
+            Decision::Requeue { .. } => None,
+        }
+    }
+
+    #[test]
+    fn only_75_is_requeued_whatever_the_status_says() {
+        for &outcome in ExitCode::ALL {
+            for status in [0, 1, 75, 137, 143] {
+                let expected = (outcome != ExitCode::Requeue).then_some(outcome);
+                assert_eq!(code(&ended(Some(outcome), status)), expected, "{outcome:?} {status}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_an_outcome_the_status_decides() {
+        for (status, expected) in [
+            (0, Some(ExitCode::Bug)),
+            (75, None),
+            (143, None),
+            (140, None),
+            (137, Some(ExitCode::Io)),
+            (139, Some(ExitCode::Io)),
+            (78, Some(ExitCode::Config)),
+            (69, Some(ExitCode::Owned)),
+            (127, Some(ExitCode::Bug)),
+            (2, Some(ExitCode::Bug)),
+        ] {
+            assert_eq!(code(&ended(None, status)), expected, "{status}");
+        }
+        assert_eq!(code(&Ended { writes_outcomes: false, ..ended(None, 0) }), Some(ExitCode::Done));
+    }
+
+    #[test]
+    fn a_storm_stops_and_progress_forgives() {
+        let stalled = |stalls| Ended { progressed: false, stalls, ..ended(Some(ExitCode::Requeue), 75) };
+        assert_eq!(decide(&stalled(0), LIMITS), Decision::Requeue { stalled: true });
+        assert_eq!(decide(&stalled(1), LIMITS), Decision::Requeue { stalled: true });
+        assert_eq!(code(&stalled(2)), Some(ExitCode::NoProgress));
+        let progressed = Ended { progressed: true, ..stalled(2) };
+        assert_eq!(decide(&progressed, LIMITS), Decision::Requeue { stalled: false });
+    }
+
+    #[test]
+    fn a_spent_budget_leaves_the_rest_to_resume() {
+        let spent = Ended { requeues: 10, ..ended(Some(ExitCode::Requeue), 75) };
+        assert_eq!(code(&spent), Some(ExitCode::Requeue));
+        assert_eq!(code(&Ended { requeues: 9, ..spent }), None);
+    }
+}
