@@ -5,6 +5,7 @@ mod quickstart;
 mod schema;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -31,6 +32,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Random kills, preemptions and node losses over a run on a real cluster; prints goodput.
+    Soak(soak::Args),
     /// On a fresh machine: set up, build, and run the main job on real images.
     Quickstart(quickstart::Args),
 }
@@ -42,6 +45,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test(args) => test::run(&args),
         Task::Deps => deps::run(),
         Task::Schema { check } => schema::run(check),
+        Task::Soak(args) => soak::run(&args),
         Task::Quickstart(args) => quickstart::run(&args),
     }
 }

@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 /// `status.json` is replaced at most this often.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// A commit is assumed to take so long until one was measured.
-const FIRST_COMMIT: Duration = Duration::from_secs(10);
+const FIRST_COMMIT: Duration = Duration::from_secs(5);
 
 /// A stage in progress on this rank.
 pub struct Step {
@@ -105,7 +105,7 @@ pub(crate) fn run_stage(
     init_runtime(&resolved.recipe, &world)?;
     let step = Step::open(stage, resolved.recipe, run, world, stop)?;
     step.guard_against_panics();
-    let watchdog = step.world.watch(step.reporter())?;
+    let watchdog = step.world.watch(step.lost_peer_reporter())?;
     let stopped = |error: Error| match error.code() {
         // All ranks have agreed on it, see `Step::agree_to_go_on`.
         ExitCode::Requeue => Ok(Ended::Stopped),
@@ -291,6 +291,14 @@ impl Step {
             outcome.message = message.to_string();
             let _ = outcome.write(&*vfs, &dir, Some(&guard));
         }
+    }
+
+    /// As [`Step::reporter`], for a rank that is not heard any more. In a Slurm job that is a node that was lost: were one
+    /// rank killed alone, srun would end the others before anybody missed it. What was committed is kept, so the job may
+    /// go on elsewhere: 75. Slurm itself notices much later (`SlurmdTimeout`, mostly five minutes).
+    fn lost_peer_reporter(&self) -> impl Fn(ExitCode, &str) + Send + 'static {
+        let (report, in_job) = (self.reporter(), self.job.id.is_some());
+        move |code, message| report(if in_job { ExitCode::Requeue } else { code }, message)
     }
 
     /// All ranks have done their part: outcome, provenance, exit code.

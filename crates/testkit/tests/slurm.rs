@@ -1,5 +1,5 @@
 //! The cluster itself: boots in seconds, loses nodes, preempts, and leaves nothing behind.
-#![allow(clippy::disallowed_methods, missing_docs)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs)]
 
 use equipoise_testkit::slurm::{Cluster, Options};
 use equipoise_testkit::{tree, wait_until};

@@ -1,39 +1,49 @@
 //! A run directory on a cluster, and what is asked of it between the events.
 
-use crate::support::{PATIENCE, assert_same, copy_without, equipoise, finish, results};
-use equipoise_comm::environment::{CpuCapability, pinned};
+use crate::support::{PATIENCE, assert_same, copy_without, results};
 use equipoise_testkit::slurm::{Cluster, Job, Options};
 use equipoise_testkit::{TempRun, wait_until};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-/// How a step is spread.
+const PMIX_LEAVES: Duration = Duration::from_secs(5);
+
+/// What is run.
 #[derive(Clone, Copy)]
-pub struct Shape {
-    pub nodes: usize,
-    pub ranks: usize,
+pub struct Work {
+    /// Recipe, in the repository.
+    pub recipe: &'static str,
+    /// Further settings, the same for reference and cluster.
+    pub settings: &'static [&'static str],
+    /// Images of a shard.
+    pub shard: u64,
 }
 
 pub struct Campaign {
     pub cluster: Cluster,
+    work: Work,
     reference: TempRun,
     run: PathBuf,
     scenario: usize,
 }
 
 impl Campaign {
-    pub fn new(reference: TempRun, options: Options) -> Self {
+    /// `reference` holds a finished, uninterrupted `run` of the same work.
+    pub fn new(work: Work, reference: TempRun, options: Options) -> Self {
         let cluster = Cluster::boot(options);
-        Self { cluster, reference, run: PathBuf::new(), scenario: 0 }
+        Self { cluster, work, reference, run: PathBuf::new(), scenario: 0 }
     }
 
     /// A fresh copy of the reference run, without `stage` and what depends on all stages.
     pub fn begin(&mut self, name: &str, stage: &str) {
         println!("--- {name}");
         let downstream = ["evaluate", "metrics", "report"];
-        let depends =
-            |name: &str| name == stage || downstream.contains(&name) || name == "train.feedback.k0.s0";
+        let depends = |name: &str| {
+            name == stage || downstream.contains(&name) || name == "train.feedback.k0.s0" || name == "grid"
+        };
         let copy = copy_without(&self.reference, depends);
+        let _ = std::fs::remove_file(copy.join("run/report.html"));
         self.scenario += 1;
         self.run = self.cluster.shared().join(format!("run{}", self.scenario));
         let moved = std::process::Command::new("cp").arg("-a").arg(copy.join("run")).arg(&self.run).status();
@@ -41,60 +51,31 @@ impl Campaign {
         self.cluster.give_to_user(&self.run);
     }
 
-    pub fn submit(&self, stage: &str, partition: &str, shape: Shape) -> Job {
-        self.submit_after(stage, partition, shape, &[], ":")
-    }
-
-    /// As [`Campaign::submit`], with more options of sbatch and something to do first.
-    pub fn submit_after(
-        &self,
-        stage: &str,
-        partition: &str,
-        shape: Shape,
-        options: &[&str],
-        first: &str,
-    ) -> Job {
-        self.submit_with(stage, partition, shape, options, first, "pmix")
-    }
-
-    pub fn submit_with(
-        &self,
-        stage: &str,
-        partition: &str,
-        shape: Shape,
-        options: &[&str],
-        first: &str,
-        mpi: &str,
-    ) -> Job {
-        let exports: String = pinned(1, Some(CpuCapability::here()))
-            .into_iter()
-            .filter(|(name, _)| !name.starts_with("OMPI_"))
-            .map(|(name, value)| format!("export {name}={value}\n"))
-            .collect();
-        let program = if stage.starts_with("train") { "train" } else { "generate" };
-        let program =
-            Path::new(env!("CARGO_BIN_EXE_equipoise")).with_file_name(format!("equipoise-{program}"));
-        let (program, run) = (program.display(), self.run.display());
-        // As the script of `equipoise submit`, without its bookkeeping.
-        let text = format!(
-            "#!/bin/bash\n{exports}trap : TERM USR2\n{first}\n\
-             EQUIPOISE_RANKS=$SLURM_NTASKS srun --kill-on-bad-exit=1 --mpi={mpi} {program} \\\n  \
-             --config {run}/config.toml --run {run} --set stage={stage}\n\
-             code=$?\n[ $code != 75 ] || scontrol requeue ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}\n\
-             exit $code\n"
+    /// `equipoise submit` by the user, with further settings; the job of `stage`, which is missing so far.
+    pub fn submit(&self, stage: &str, partition: &str, settings: &[&str]) -> Job {
+        let home = env!("CARGO_MANIFEST_DIR");
+        let mut command = self.cluster.as_user(env!("CARGO_BIN_EXE_equipoise"));
+        command.env("EQUIPOISE_HOME", home).args(["submit", "--output=json", "--run"]).arg(&self.run);
+        let partition = format!("slurm.partition={partition}");
+        let common =
+            ["slurm.nodes=2", "run.ranks=2", "slurm.mem='0'", "slurm.requeue_delay=5", "slurm.time='10'"];
+        for set in self.work.settings.iter().chain(&common).chain(&[partition.as_str()]).chain(settings) {
+            command.args(["--set", set]);
+        }
+        let output = command.arg(format!("{home}/{}", self.work.recipe)).output().unwrap();
+        let said = format!(
+            "{}\n{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
         );
-        let script = self.run.join(format!("{stage}.sh"));
-        std::fs::write(&script, text).unwrap();
-        let size = [
-            format!("--nodes={}", shape.nodes),
-            format!("--ntasks={}", shape.ranks),
-            format!("--partition={partition}"),
-            format!("--output={run}/job-%A.log"),
-        ];
-        let mut arguments = vec!["--requeue", "--open-mode=append", "--mem=0"];
-        arguments.extend(size.iter().map(String::as_str));
-        arguments.extend(options);
-        self.cluster.submit(&arguments, &script)
+        assert!(output.status.success(), "equipoise submit: {}\n{said}", output.status);
+        let placed: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{said}"));
+        let jobs = placed["jobs"].as_array().unwrap();
+        let job = jobs
+            .iter()
+            .find(|job| job["stage"] == stage)
+            .unwrap_or_else(|| panic!("no job of {stage}: {said}"));
+        Job(job["job"].as_str().unwrap().parse().unwrap())
     }
 
     fn stage(&self, stage: &str) -> PathBuf {
@@ -102,8 +83,15 @@ impl Campaign {
     }
 
     /// What the jobs have printed.
-    pub fn output(&self, job: Job) -> String {
-        std::fs::read_to_string(self.run.join(format!("job-{}.log", job.0))).unwrap_or_default()
+    pub fn output(&self) -> String {
+        let mut text = String::new();
+        for entry in std::fs::read_dir(self.run.join("slurm")).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().ends_with(".log") {
+                text += &format!("--- {}\n", entry.path().display());
+                text += &std::fs::read_to_string(entry.path()).unwrap_or_default();
+            }
+        }
+        text
     }
 
     pub fn journal(&self, stage: &str) -> Vec<Value> {
@@ -163,13 +151,13 @@ impl Campaign {
 
     /// What somebody who finds a test failed wants to read.
     fn tell(&self, dir: &Path) -> String {
-        let mut text = format!("{}\n{}\n", json(&dir.join("status.json")), json(&dir.join("outcome.json")));
-        for entry in std::fs::read_dir(&self.run).unwrap().flatten() {
-            if entry.file_name().to_string_lossy().ends_with(".log") {
-                text += &std::fs::read_to_string(entry.path()).unwrap_or_default();
-            }
-        }
-        text + &self.cluster.logs()
+        let (status, outcome) = (json(&dir.join("status.json")), json(&dir.join("outcome.json")));
+        format!("{status}\n{outcome}\n{}{}", self.output(), self.cluster.logs())
+    }
+
+    /// How the last attempt of a stage ended.
+    pub fn outcome(&self, stage: &str) -> Value {
+        json(&self.stage(stage).join("outcome.json"))
     }
 
     /// How an attempt ended.
@@ -187,33 +175,71 @@ impl Campaign {
         outcome
     }
 
+    /// Seconds from the last TERM that the controller sent to the steps of a job until `wall`, in seconds since 1970;
+    /// none if it sent none. The controller logs the time of day.
+    pub fn since_signal(&self, job: Job, wall: f64) -> Option<f64> {
+        let log = self.cluster.shared().with_file_name("log").join("slurmctld.log");
+        let log = std::fs::read_to_string(log).unwrap();
+        let signal = format!("job_signal: 15 of running JobId={} ", job.0);
+        let line = log.lines().rfind(|line| line.contains(&signal))?;
+        let clock = line.split(['T', ']']).nth(1)?;
+        let sent = clock.split(':').try_fold(0., |sum, part| Some(sum * 60. + part.parse::<f64>().ok()?))?;
+        Some(wall.rem_euclid(86400.) - sent)
+    }
+
     /// Waits until Slurm has put a job back into the queue.
     pub fn requeued(&self, job: Job, restarts: u32) {
         let back = |state: &equipoise_testkit::slurm::JobState| state.restarts >= restarts;
         self.cluster.wait_for(job, "requeued", PATIENCE, back);
     }
 
+    /// Lets a requeued job start that could not see to it itself. Not at once: Slurm's PMIx needs some seconds to leave,
+    /// and until then `srun --mpi=pmix` of the same job fails ("Cannot bind() UNIX socket").
+    pub fn start_again(&self, job: Job) {
+        std::thread::sleep(PMIX_LEAVES);
+        self.cluster.start_now(job);
+    }
+
     pub fn wait_until_over(&self, job: Job) {
         self.cluster.wait_for(job, "over", PATIENCE, |state| state.is_over());
     }
 
-    pub fn wait_until_completed(&self, job: Job) {
-        let state = self.cluster.wait_for(job, "over", PATIENCE, |state| state.is_over());
-        assert_eq!(state.state, "COMPLETED", "{state:?}\n{}", self.output(job));
+    /// Waits until Slurm has no job of the run any more.
+    pub fn wait_until_none_is_left(&self) {
+        let queued = || self.cluster.as_user("squeue").args(["-h", "-u", "student"]).output().unwrap();
+        wait_until_or_tell(
+            "no job is left",
+            || self.tell(&self.run),
+            || {
+                let queued = queued();
+                queued.status.success() && queued.stdout.is_empty()
+            },
+        );
+    }
+
+    /// Cancels a job; those that wait for it go with it.
+    pub fn cancel(&self, job: Job) {
+        self.cluster.cancel(job);
+        self.wait_until_none_is_left();
+    }
+
+    /// Waits for the last job, and compares the run with the reference.
+    pub fn finish_and_compare(&self, what: &str) {
+        self.wait_until_none_is_left();
+        assert!(self.run.join("report.html").exists(), "the run is not complete\n{}", self.output());
+        assert_same(&results(&self.reference.join("run")), &results(&self.run), what);
     }
 
     /// Waits until no task of an array is left, and that each ended well.
     pub fn wait_until_tasks_are_over(&self, job: Job, tasks: usize) {
         let over = || {
-            (0..tasks).all(|task| {
-                self.cluster.start_now_task(job, task);
-                self.cluster.task(job, task).is_over()
-            })
+            (0..tasks).for_each(|task| self.cluster.start_now_task(job, task));
+            (0..tasks).all(|task| self.cluster.task(job, task).is_over())
         };
         wait_until("all tasks are over", PATIENCE, over);
         for task in 0..tasks {
             let state = self.cluster.task(job, task);
-            assert_eq!(state.state, "COMPLETED", "task {task}: {state:?}\n{}", self.output(job));
+            assert_eq!(state.state, "COMPLETED", "task {task}: {state:?}\n{}", self.output());
         }
     }
 
@@ -238,16 +264,10 @@ impl Campaign {
                 };
                 let (first, count) = stem.rsplit_once("-of-").unwrap();
                 let first: u64 = first.rsplit('-').next().unwrap().parse().unwrap();
-                total += (count.parse::<u64>().unwrap() - first).min(crate::SHARD);
+                total += (count.parse::<u64>().unwrap() - first).min(self.work.shard);
             }
         }
         total
-    }
-
-    /// Finishes the run here and compares it with the reference.
-    pub fn compare(&self, what: &str) {
-        finish(equipoise(&["resume", self.run.to_str().unwrap()]));
-        assert_same(&results(&self.reference.join("run")), &results(&self.run), what);
     }
 }
 

@@ -130,14 +130,17 @@ impl Cluster {
         assert!(status.is_ok_and(|status| status.success()), "chown {}", path.display());
     }
 
-    /// Loses a node: everything on it ends at once, its /tmp included.
+    /// Loses a node: everything on it ends at once, and its disk is empty when it comes back.
     ///
     /// # Panics
     /// If it was lost before.
     pub fn kill_node(&mut self, number: usize) {
         let node = self.nodes[number - 1].take();
         drop(node.unwrap_or_else(|| panic!("node {number} is dead already")));
-        let _ = std::fs::remove_dir_all(host::private_tmp(self.base(), &conf::node_name(number)));
+        // Its own disk is lost too: an orphaned PMIx socket in the spool would keep the same step from starting there.
+        let name = conf::node_name(number);
+        let _ = std::fs::remove_dir_all(host::private_tmp(self.base(), &name));
+        let _ = std::fs::remove_dir_all(self.base().join("spool").join(&name));
     }
 
     /// Boots a lost node again.
