@@ -6,6 +6,7 @@ mod quickstart;
 mod schema;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -32,6 +33,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Random kills, preemptions and node losses over a run on a real cluster; prints goodput.
+    Soak(soak::Args),
     /// On a fresh machine: set up, build, and run the main job on real images.
     Quickstart(quickstart::Args),
     /// Build and pack what benches/gpu/run.sh needs on a machine with a GPU.
@@ -45,6 +48,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test(args) => test::run(&args),
         Task::Deps => deps::run(),
         Task::Schema { check } => schema::run(check),
+        Task::Soak(args) => soak::run(&args),
         Task::Quickstart(args) => quickstart::run(&args),
         Task::Gpu => gpu::run(),
     }

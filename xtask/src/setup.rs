@@ -73,9 +73,32 @@ const NEEDS: &[Need] = &[
     },
 ];
 
+/// A real Slurm for the tests: several nodes in namespaces, booted by `testkit::slurm`.
+const SLURM: Need = Need {
+    what: "Slurm daemons, munge and namespace tools (for the cluster tests)",
+    // libpmix-dev has the unversioned name by which slurmd loads PMIx; without it `srun --mpi=pmix` hangs.
+    packages: &[
+        "slurmctld",
+        "slurmd",
+        "slurm-client",
+        "munge",
+        "libpmix-dev",
+        "libpmi2-0",
+        "iproute2",
+        "util-linux",
+    ],
+    module: "",
+    present: || {
+        let daemons = ["/usr/sbin/slurmctld", "/usr/sbin/slurmd", "/usr/sbin/munged", "/usr/bin/sbatch"];
+        daemons.iter().all(|path| Path::new(path).exists())
+            && shell::succeeds("sh", &["-c", "ls /usr/lib/*/libpmix.so && PATH=$PATH:/usr/sbin ip -V"])
+    },
+};
+
 /// Installs what is missing.
 pub fn run() -> Result<()> {
     system_packages()?;
+    slurm()?;
     libtorch()?;
     python_tools()
 }
@@ -88,7 +111,7 @@ fn system_packages() -> Result<()> {
     let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
     let names: Vec<&str> = missing.iter().map(|need| need.what).collect();
     eprintln!("setup: missing: {}", names.join(", "));
-    if !shell::succeeds("sh", &["-c", "test $(id -u) = 0 && command -v apt-get"]) {
+    if !may_install() {
         let modules: Vec<&str> = missing.iter().map(|need| need.module).collect();
         bail!(
             "not root on Debian: install them yourself\n  Debian/Ubuntu: sudo apt-get install {}\n  cluster:       \
@@ -97,17 +120,75 @@ fn system_packages() -> Result<()> {
             modules.join(" ")
         );
     }
+    install(&packages)?;
+    match missing.iter().find(|need| !(need.present)()) {
+        Some(need) => bail!("{} is still not found after installing {}", need.what, need.packages.join(" ")),
+        None => Ok(()),
+    }
+}
+
+/// Only the tests need it, so a machine where it cannot be installed can still be built on; the tests then fail saying so.
+fn slurm() -> Result<()> {
+    if (SLURM.present)() {
+        return Ok(());
+    }
+    eprintln!("setup: missing: {}", SLURM.what);
+    if !may_install() {
+        eprintln!(
+            "setup: not root on Debian: the cluster tests will fail; {} are needed",
+            SLURM.packages.join(" ")
+        );
+        return Ok(());
+    }
+    let _quiet = NoDaemons::start()?;
+    install(SLURM.packages)?;
+    match (SLURM.present)() {
+        true => Ok(()),
+        false => bail!("{} are still not found after installing {}", SLURM.what, SLURM.packages.join(" ")),
+    }
+}
+
+/// Keeps packages from starting their daemons: the tests start their own.
+struct NoDaemons {
+    ours: bool,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+impl NoDaemons {
+    // The rule against plain writes protects run directories.
+    #[allow(clippy::disallowed_methods)]
+    fn start() -> Result<Self> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let ours = !Path::new(POLICY).exists();
+        if ours {
+            fs::write(POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("cannot write {POLICY}"))?;
+            fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(Self { ours })
+    }
+}
+
+impl Drop for NoDaemons {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = fs::remove_file(POLICY);
+        }
+    }
+}
+
+fn may_install() -> bool {
+    shell::succeeds("sh", &["-c", "test $(id -u) = 0 && command -v apt-get"])
+}
+
+fn install(packages: &[&str]) -> Result<()> {
     let apt = || {
         let mut command = Command::new("apt-get");
         command.env("DEBIAN_FRONTEND", "noninteractive");
         command
     };
     shell::run(apt().args(["update", "-qq"]))?;
-    shell::run(apt().args(["install", "-y", "-qq", "--no-install-recommends"]).args(&packages))?;
-    match missing.iter().find(|need| !(need.present)()) {
-        Some(need) => bail!("{} is still not found after installing {}", need.what, need.packages.join(" ")),
-        None => Ok(()),
-    }
+    shell::run(apt().args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages))
 }
 
 fn libclang_present() -> bool {

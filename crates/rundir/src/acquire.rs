@@ -4,6 +4,7 @@
 //! |---|---|
 //! | left no heartbeat file | released: take it |
 //! | handed it over to this very job | take it |
+//! | is an earlier start of this very job | take it: Slurm starts a job again only when it has given up the one before |
 //! | is another job, and Slurm knows it / does not know it | owned / take it |
 //! | ran on this boot of this host, and its process is gone | take it |
 //! | changes a heartbeat file while we watch | owned |
@@ -87,6 +88,8 @@ pub enum Released {
     Released,
     /// It left the lease to this job.
     HandedOver,
+    /// It is an earlier start of this job: Slurm has ended it, or has lost its node and cannot reach it.
+    Restarted,
     /// Slurm does not know its job any more.
     JobGone,
     /// Its process on this host is gone.
@@ -192,6 +195,11 @@ impl Contender<'_> {
         owner.job.is_some() && owner.job == self.request.job
     }
 
+    /// Tasks of an array restart one by one, so there the count says nothing about the others.
+    fn is_earlier_start(&self, owner: &Owner) -> bool {
+        !self.request.shared && self.is_own_job(owner) && owner.restart < self.request.restart
+    }
+
     fn may_join(&self, look: &Look) -> bool {
         let joinable = |owner: &Owner| self.is_own_job(owner) && !owner.handed_over;
         self.request.shared && !look.beats.is_empty() && look.owner.as_ref().is_some_and(joinable)
@@ -205,6 +213,9 @@ impl Contender<'_> {
         if let Some(owner) = &look.owner {
             if handed_over && self.is_own_job(owner) {
                 return Ok(Verdict::Free(Released::HandedOver));
+            }
+            if self.is_earlier_start(owner) {
+                return Ok(Verdict::Free(Released::Restarted));
             }
             // Of its own job Slurm would say that it is known: that says nothing about its earlier processes.
             if let (Some(is_job_known), Some(_), false) =

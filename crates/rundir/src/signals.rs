@@ -21,12 +21,20 @@ pub fn block_in_this_thread() {
     }
 }
 
-/// When the job ends, and how long before it a last commit must begin: three times the longest one measured.
+/// Kept free at the end of a job: for leaving MPI, for the batch script, and for asking to be requeued while the job
+/// still runs.
+const TEARDOWN: Duration = Duration::from_secs(10);
+
+/// When the job ends, and how long before it a last commit must begin: what a loop needs to look again, three times the
+/// longest commit measured, and what it takes to leave.
 #[derive(Clone, Debug)]
 pub struct Deadline {
     /// On the monotonic clock: a wall clock that jumps later changes nothing. None without a limit.
     end: Option<Duration>,
-    longest_commit: Duration,
+    expected_commit: Duration,
+    longest_commit: Option<Duration>,
+    last_look: Option<Duration>,
+    longest_interval: Duration,
 }
 
 impl Deadline {
@@ -34,9 +42,18 @@ impl Deadline {
     pub fn new(end_wall: Option<f64>, expected_commit: Duration, clock: &dyn Clock) -> Self {
         let until =
             |end: f64| Duration::try_from_secs_f64((end - clock.wall()).max(0.0)).unwrap_or(Duration::MAX);
-        let end =
-            end_wall.filter(|end| end.is_finite()).map(|end| clock.monotonic().saturating_add(until(end)));
-        Self { end, longest_commit: expected_commit }
+        Self::after(end_wall.filter(|end| end.is_finite()).map(until), expected_commit, clock)
+    }
+
+    /// A job that has so much time left, if it has an end.
+    pub fn after(left: Option<Duration>, expected_commit: Duration, clock: &dyn Clock) -> Self {
+        Self {
+            end: left.map(|left| clock.monotonic().saturating_add(left)),
+            expected_commit,
+            longest_commit: None,
+            last_look: None,
+            longest_interval: Duration::ZERO,
+        }
     }
 
     /// The end of this Slurm job, from the text of `SLURM_JOB_END_TIME`; no limit if it is not a number.
@@ -45,9 +62,18 @@ impl Deadline {
         Self::new(end, expected_commit, clock)
     }
 
-    /// Takes a measured commit into account.
+    /// Takes a measured commit into account, in place of what was expected.
     pub fn measured(&mut self, commit: Duration) {
-        self.longest_commit = self.longest_commit.max(commit);
+        self.longest_commit = Some(self.longest_commit.map_or(commit, |longest| longest.max(commit)));
+    }
+
+    /// As [`is_due`](Self::is_due), from a loop: learns how long one round takes, since the next look may come that late.
+    pub fn look(&mut self, clock: &dyn Clock) -> bool {
+        let now = clock.monotonic();
+        if let Some(last) = self.last_look.replace(now) {
+            self.longest_interval = self.longest_interval.max(now.saturating_sub(last));
+        }
+        self.is_due(clock)
     }
 
     /// Time until the end of the job, if it has one.
@@ -57,7 +83,9 @@ impl Deadline {
 
     /// Whether the last commit must begin now.
     pub fn is_due(&self, clock: &dyn Clock) -> bool {
-        self.left(clock).is_some_and(|left| left <= self.longest_commit.saturating_mul(3))
+        let commits = self.longest_commit.unwrap_or(self.expected_commit).saturating_mul(3);
+        let needed = commits.saturating_add(self.longest_interval).saturating_add(TEARDOWN);
+        self.left(clock).is_some_and(|left| left <= needed)
     }
 }
 
@@ -72,11 +100,24 @@ mod tests {
         clock.set_wall(4_000_000_000.0); // beyond 2038
         let mut deadline = Deadline::from_slurm(Some("4000000100\n"), Duration::from_secs(5), &clock);
         clock.set_wall(0.0);
-        clock.advance(Duration::from_secs(84));
-        assert!(!deadline.is_due(&clock), "16 s are left and 15 s are needed");
+        clock.advance(Duration::from_secs(74));
+        assert!(!deadline.is_due(&clock), "26 s are left and 15 + 10 s are needed");
         deadline.measured(Duration::from_secs(6));
         clock.set_wall(1e12);
-        assert!(deadline.is_due(&clock), "18 s are needed now");
+        assert!(deadline.is_due(&clock), "18 + 10 s are needed now");
+    }
+
+    #[test]
+    fn a_measured_commit_replaces_the_expected_one_and_slow_rounds_count() {
+        let clock = FakeClock::default();
+        let mut deadline = Deadline::after(Some(Duration::from_secs(100)), Duration::from_secs(10), &clock);
+        deadline.measured(Duration::from_secs(1));
+        clock.advance(Duration::from_secs(45));
+        assert!(!deadline.look(&clock), "55 s are left and 3 + 10 s are needed");
+        clock.advance(Duration::from_secs(20));
+        assert!(!deadline.look(&clock), "35 s are left and 20 + 3 + 10 s are needed");
+        clock.advance(Duration::from_secs(2));
+        assert!(deadline.look(&clock));
     }
 
     #[test]

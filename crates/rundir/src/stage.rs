@@ -27,6 +27,7 @@ enum Event<'a> {
 pub struct Stage {
     vfs: Arc<dyn Vfs>,
     dir: StageDir,
+    records: StageDir,
     lease: Lease,
     /// Its journal.
     pub journal: Journal,
@@ -43,24 +44,51 @@ impl Stage {
         vfs: Arc<dyn Vfs>,
         dir: StageDir,
         identity: &IdentityRecord,
+        request: LeaseRequest,
+    ) -> Result<Self> {
+        Self::open_in(vfs, dir.clone(), dir, identity, request)
+    }
+
+    /// Opens a stage as one task of an array job: all its tasks hold one lease, and each keeps records of its own in
+    /// [`StageDir::task`].
+    ///
+    /// # Errors
+    /// As [`Stage::open`].
+    pub fn open_task(
+        vfs: Arc<dyn Vfs>,
+        dir: &StageDir,
+        task: u64,
+        identity: &IdentityRecord,
         mut request: LeaseRequest,
     ) -> Result<Self> {
-        create_dirs(&*vfs, dir.root())?;
+        request.shared = true;
+        Self::open_in(vfs, dir.clone(), dir.task(task), identity, request)
+    }
+
+    /// `dir` is the stage's, `records` what this process writes about itself.
+    fn open_in(
+        vfs: Arc<dyn Vfs>,
+        dir: StageDir,
+        records: StageDir,
+        identity: &IdentityRecord,
+        mut request: LeaseRequest,
+    ) -> Result<Self> {
+        create_dirs(&*vfs, records.root())?;
         request.dir = dir.lock();
         request.attempts_so_far = last_attempt(&*vfs, &dir)?;
         let lease = Lease::acquire(vfs.clone(), &request)?;
         let guard = lease.guard();
         identity.require(&*vfs, &dir.identity(), Some(guard))?;
-        let mut journal = Journal::open(vfs.clone(), &dir.journal(), Some(guard.clone()))?;
+        let mut journal = Journal::open(vfs.clone(), &records.journal(), Some(guard.clone()))?;
         let (attempt, wall) = (lease.attempt(), request.clock.wall());
         if let Some(takeover) = lease.takeover() {
             journal.append(&Event::Takeover { attempt, takeover, wall })?;
         }
         journal.append(&Event::Attempt { attempt, owner: lease.owner(), wall })?;
-        Ok(Self { vfs, dir, lease, journal })
+        Ok(Self { vfs, dir, records, lease, journal })
     }
 
-    /// Its directory.
+    /// Its directory, shared by all tasks of an array job.
     pub fn dir(&self) -> &StageDir {
         &self.dir
     }
@@ -103,7 +131,7 @@ impl Stage {
     /// # Errors
     /// 69 if the lease is lost, 74 if it cannot be written.
     pub fn write_status(&self, status: &Status) -> Result<()> {
-        status.write(&*self.vfs, &self.dir, Some(self.guard()))
+        status.write(&*self.vfs, &self.records, Some(self.guard()))
     }
 
     /// Replaces `outcome.json`.
@@ -111,17 +139,25 @@ impl Stage {
     /// # Errors
     /// 69 if the lease is lost, 74 if it cannot be written.
     pub fn write_outcome(&self, outcome: &Outcome) -> Result<()> {
-        outcome.write(&*self.vfs, &self.dir, Some(self.guard()))
+        outcome.write(&*self.vfs, &self.records, Some(self.guard()))
     }
 }
 
-/// The highest attempt in the journal; 0 for a new stage.
+/// The highest attempt in the journals of the stage and of its tasks; 0 for a new stage.
 ///
 /// # Errors
-/// 74 if the journal cannot be read.
+/// 74 if a journal cannot be read.
 pub fn last_attempt(vfs: &dyn Vfs, dir: &StageDir) -> Result<u64> {
-    let records = journal::read::<Value>(vfs, &dir.journal())?.records;
-    Ok(records.iter().filter_map(|record| record.get("attempt")?.as_u64()).max().unwrap_or(0))
+    let tasks = dir.tasks();
+    let tasks = vfs.list_if_exists(&tasks).map_err(|error| Error::io("list", &tasks, error))?;
+    let tasks = tasks.iter().filter_map(|entry| Some(dir.task(entry.name.parse().ok()?)));
+    let mut last = 0;
+    for records in std::iter::once(dir.clone()).chain(tasks) {
+        let records = journal::read::<Value>(vfs, &records.journal())?.records;
+        let attempts = records.iter().filter_map(|record| record.get("attempt")?.as_u64());
+        last = attempts.fold(last, u64::max);
+    }
+    Ok(last)
 }
 
 /// What a stage is doing.
@@ -293,6 +329,28 @@ mod tests {
         let takeover = events.iter().find(|event| event["event"] == "takeover").unwrap();
         assert_eq!(takeover["takeover"]["because"], "silent");
         assert_eq!(takeover["takeover"]["from"]["attempt"], 1);
+    }
+
+    #[test]
+    fn tasks_of_an_array_share_the_lease_and_keep_their_own_records() {
+        let fs = FaultFs::new();
+        let identity = IdentityRecord::of(BTreeMap::from([("lr".to_string(), "0.1".to_string())]));
+        let clock = FakeClock::default();
+        let task = |job: &str, restart, task| {
+            let job = Some(job.to_string());
+            let request = LeaseRequest { background: false, job, restart, ..LeaseRequest::new("", &clock) };
+            Stage::open_task(Arc::new(fs.clone()), &dir(), task, &identity, request)
+        };
+        let (first, second) = (task("7", 0, 0).unwrap(), task("7", 0, 1).unwrap());
+        assert_eq!((first.attempt(), second.attempt()), (1, 1));
+        std::mem::forget(second); // Killed, and started again by Slurm.
+        assert_eq!(task("7", 1, 1).unwrap().attempt(), 1);
+        first.guard().check().unwrap();
+        let journal = |task| journal::read::<Value>(&fs, &dir().task(task).journal()).unwrap().records.len();
+        assert_eq!((journal(0), journal(1)), (1, 2));
+        assert_eq!(task("8", 0, 0).unwrap().attempt(), 2, "another job takes over from silent owners");
+        assert_eq!(last_attempt(&fs, &dir()).unwrap(), 2);
+        assert_eq!(first.guard().check().unwrap_err().code(), ExitCode::Owned);
     }
 
     #[test]

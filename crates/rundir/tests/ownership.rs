@@ -94,11 +94,12 @@ fn slurm_decides_about_other_jobs_at_once() {
     assert_eq!((because(&lease), clock.monotonic()), (Some(Released::JobGone), Duration::ZERO));
 }
 
-/// Slurm knows the job, because we are it: only heartbeats tell whether its earlier start still runs somewhere.
+/// Slurm starts a job again only once it has given up the start before. If that still runs, on a node that Slurm cannot
+/// reach, it is fenced.
 #[test]
-fn the_same_job_after_a_restart_waits_for_heartbeats_only() {
+fn a_restarted_job_takes_over_from_its_earlier_start_at_once() {
     let (fs, clock) = (FaultFs::new(), FakeClock::default());
-    kill(take(&fs, &request("1", &clock)).unwrap());
+    let earlier = take(&fs, &request("1", &clock)).unwrap();
     let asked = |_: &Owner| panic!("Slurm was asked about this very job");
     let request = LeaseRequest {
         restart: 1,
@@ -107,6 +108,16 @@ fn the_same_job_after_a_restart_waits_for_heartbeats_only() {
         ..request("1", &clock)
     };
     let lease = take(&fs, &request).unwrap();
+    assert_eq!((because(&lease), clock.monotonic()), (Some(Released::Restarted), Duration::ZERO));
+    assert_eq!(earlier.guard().check().unwrap_err().code(), ExitCode::Owned);
+}
+
+/// Another step of the same start of the job: only heartbeats tell whether it still runs.
+#[test]
+fn the_same_start_of_a_job_waits_for_heartbeats() {
+    let (fs, clock) = (FaultFs::new(), FakeClock::default());
+    kill(take(&fs, &request("1", &clock)).unwrap());
+    let lease = take(&fs, &LeaseRequest { process: elsewhere("n9"), ..request("1", &clock) }).unwrap();
     assert_eq!((because(&lease), clock.monotonic()), (Some(Released::Silent), PERIOD * 2));
 }
 

@@ -53,7 +53,7 @@ pub struct Outputs {
 /// Sends images through a frozen classifier; ranks share the batches, and all get all rows.
 ///
 /// # Errors
-/// Those of the loader and of the transport.
+/// Those of the loader and of the transport; 75 on all ranks once one was asked to stop.
 pub fn evaluate(step: &Step, network: &Frozen, augment: &AugmentConfig, images: &Images) -> Result<Outputs> {
     let shape = step.data_shape()?;
     let builder = crate::train::builder(step, augment, &shape, images, None)?;
@@ -65,12 +65,16 @@ pub fn evaluate(step: &Step, network: &Frozen, augment: &AugmentConfig, images: 
     let loader = Loader::start(builder, requests, PREFETCH)?;
     let (mut features, mut logits) = (Vec::new(), Vec::new());
     for (batch, loaded) in own.zip(loader) {
+        if step.should_stop() {
+            break;
+        }
         let keep = (count - batch * BATCH).min(BATCH) as i64;
         let (f, l) = one_batch(network, &loaded?.images, keep)?;
         features.push(f);
         logits.push(l);
         step.comm_beat();
     }
+    step.agree_to_go_on()?;
     let (dim, classes) = (network.classifier.feature_dim(), shape.classes);
     Ok(Outputs {
         features: gather(step, features, count as i64, dim)?,

@@ -128,6 +128,7 @@ pub fn run(step: &Step) -> Result<Ended> {
                 let shard = set.shard(id as u64)?;
                 let mut on_batch = |images: u64| {
                     own += images;
+                    step.count_made(images);
                     step.poll_deadline();
                     progress.set(done + own + set.finished_elsewhere(&claims, &missing));
                     step.report_progress("images", &progress, false)
@@ -141,6 +142,10 @@ pub fn run(step: &Step) -> Result<Ended> {
     };
     claims.close()?;
     if step.all_done(ended == Ended::Done)? {
+        // In an array job other tasks may be at work; whoever finds the set complete finishes it.
+        if step.part().1 > 1 && !set.is_complete()? {
+            return Ok(Ended::Part);
+        }
         progress.set(set.layout.images());
         step.report_progress("images", &progress, true)?;
         set.finish()?;
@@ -348,14 +353,26 @@ impl<'a> Set<'a> {
         }
     }
 
-    /// Ids of shards that are not there or not valid, in claim order: each rank looks at its part.
+    /// Whether all shards are there, as the root sees it.
+    fn is_complete(&self) -> Result<bool> {
+        let missing = |shard: Shard| !self.folder.join(&shard.path).exists();
+        let open = self.step.is_root() && self.layout.shards().any(missing);
+        self.step.all_done(!open)
+    }
+
+    /// Ids of shards that are not there or not valid, in claim order: each rank looks at its part. A task of an array
+    /// job reads its part of the shards, and believes of the others that they are valid if they are there.
     fn missing(&self) -> Result<Vec<u64>> {
         let (rank, world) = (self.step.rank() as u64, self.step.world() as u64);
+        let (part, parts) = self.step.part();
         let mut bad = Vec::new();
         for shard in self.layout.shards().filter(|shard| shard.id % world == rank) {
             let path = self.folder.join(&shard.path);
+            let own = shard.id / world % parts == part;
             if !path.exists() {
                 bad.push(shard.id);
+            } else if !own {
+                continue;
             } else if let Err(error) = verify(&path, Depth::Deep, &self.expect(&shard, true)) {
                 equipoise_telemetry::warn!("making it again: {error}");
                 self.step.discard(&path)?;

@@ -3,6 +3,7 @@
 //! [`step`] is what every step binary does around its loop; each stage is one file; [`programs`] says which binary runs
 //! which.
 
+mod claim_folder;
 mod data;
 mod entry;
 mod evaluate;
@@ -11,6 +12,7 @@ mod features;
 mod generate;
 mod grid;
 mod inputs;
+mod job;
 mod latent;
 mod measure;
 mod nets;

@@ -8,12 +8,15 @@ mod gradients;
 mod machine;
 #[cfg(feature = "nccl")]
 mod nccl;
+mod stopping;
 
+use crate::claim_folder::ClaimFolder;
+use crate::job::{self, Job};
 use crate::training::Ended;
 use crate::world::{self, World};
 use equipoise_base::clock::{Clock, SystemClock};
 use equipoise_base::{Error, ExitCode, Identity, Result, ResultExt, bail, ensure};
-use equipoise_comm::agree::Verdict;
+use equipoise_comm::claim_files::ClaimFiles;
 use equipoise_comm::{Comm, StopFlag};
 use equipoise_config::recipe::{self, Recipe};
 use equipoise_config::{BUILD_ID, load_resolved, stage as find_stage};
@@ -33,13 +36,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// `status.json` is replaced at most this often.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// A commit is assumed to take so long until one was measured.
-const FIRST_COMMIT: Duration = Duration::from_secs(10);
+const FIRST_COMMIT: Duration = Duration::from_secs(5);
 
 /// A stage in progress on this rank.
 pub struct Step {
@@ -48,6 +52,9 @@ pub struct Step {
     recipe: Recipe,
     run: RunDir,
     dir: StageDir,
+    /// Where this process writes about itself: the stage's folder, or the task's in an array job.
+    records: StageDir,
+    job: Job,
     world: World,
     gradients: gradients::Choice,
     vfs: Arc<dyn Vfs>,
@@ -56,9 +63,11 @@ pub struct Step {
     attempt: u64,
     identity: Identity,
     stop: StopFlag,
-    deadline: Deadline,
+    deadline: Mutex<Deadline>,
     host: String,
     started: Instant,
+    /// Units that this rank has finished in this attempt.
+    made: AtomicU64,
     /// On the root: the open stage and its metrics file.
     root: Option<Mutex<Root>>,
 }
@@ -75,6 +84,8 @@ struct Root {
 struct Opened {
     attempt: u64,
     fences: Vec<Fence>,
+    /// Seconds until the job ends.
+    left: Option<f64>,
 }
 
 /// Runs one stage from lease to outcome: the one that `stage=NAME` in `sets` names.
@@ -96,11 +107,17 @@ pub(crate) fn run_stage(
     };
     let stage = find_stage(&resolved, &name)?;
     let world = world::init()?;
+    world.require_size()?;
     init_runtime(&resolved.recipe, &stage, &world)?;
     let step = Step::open(stage, resolved.recipe, run, world, stop)?;
     step.guard_against_panics();
-    let watchdog = step.world.watch(step.reporter())?;
-    let ended = body(&step).and_then(|ended| step.end(ended));
+    let watchdog = step.world.watch(step.lost_peer_reporter())?;
+    let stopped = |error: Error| match error.code() {
+        // All ranks have agreed on it, see `Step::agree_to_go_on`.
+        ExitCode::Requeue => Ok(Ended::Stopped),
+        _ => Err(error),
+    };
+    let ended = body(&step).or_else(stopped).and_then(|ended| step.end(ended));
     drop(watchdog);
     match ended {
         Ok(code) => step.leave().map(|()| code),
@@ -143,36 +160,50 @@ impl Step {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let run = RunDir::new(run);
         let dir = run.stage(&stage_key(&stage)?);
+        let job = Job::here();
+        if job.task.is_some() && stage.kind != equipoise_config::Kind::Generate {
+            bail!(
+                Config,
+                "'{}' cannot be shared by the tasks of an array job: submit it as one job",
+                stage.name
+            );
+        }
+        let records = job.task.map_or_else(|| dir.clone(), |task| dir.task(task.index));
         let gradients = gradients::Choice::of(&world)?;
         let record = machine::record(&stage, gradients.facts(&stage, &world)?)?;
         machine::require_equal(world.comm(), &record)?;
         let opened = match world.comm().rank() {
-            0 => Some(open_root(&vfs, &dir, &record, &*clock)),
+            0 => Some(open_root(&vfs, &dir, &job, &record, &*clock)),
             _ => None,
         };
         let told = world.share(opened.as_ref().map(|opened| match opened {
-            Ok(root) => {
-                Ok(Opened { attempt: root.stage.attempt(), fences: root.stage.guard().fences().to_vec() })
-            }
+            Ok(root) => Ok(Opened {
+                attempt: root.stage.attempt(),
+                fences: root.stage.guard().fences().to_vec(),
+                left: job.time_left(&*clock).map(|left| left.as_secs_f64()),
+            }),
             Err(error) => Err(error),
         }))?;
         let root = opened.transpose()?.map(Mutex::new);
-        let log = Log(vfs.append(&prepared(&*vfs, &dir.log(told.attempt, world.comm().rank()))?).map_err(
-            |error| Error::io("open the log", &dir.log(told.attempt, world.comm().rank()), error),
-        )?);
-        equipoise_telemetry::init(Box::new(log), world.comm().rank(), root.is_some());
-        let end = std::env::var("SLURM_JOB_END_TIME").ok();
+        let path = records.log(told.attempt, world.comm().rank());
+        let log =
+            vfs.append(&prepared(&*vfs, &path)?).map_err(|error| Error::io("open the log", &path, error))?;
+        equipoise_telemetry::init(Box::new(Log(log)), world.comm().rank(), root.is_some());
+        let left = told.left.and_then(|left| Duration::try_from_secs_f64(left).ok());
         let step = Self {
             guard: LeaseGuard::from_fences(vfs.clone(), told.fences),
-            deadline: Deadline::from_slurm(end.as_deref(), FIRST_COMMIT, &*clock),
+            deadline: Mutex::new(Deadline::after(left, FIRST_COMMIT, &*clock)),
             host: Process::current().host,
             started: Instant::now(),
+            made: AtomicU64::new(0),
             attempt: told.attempt,
             identity: stage.identity.clone(),
             stage,
             recipe,
             run,
             dir,
+            records,
+            job,
             world,
             gradients,
             vfs,
@@ -210,15 +241,18 @@ impl Step {
         let fence = Fence { dir: dir.lock(), generation: 0, nonce: String::new() };
         Ok(Self {
             guard: LeaseGuard::from_fences(vfs.clone(), vec![fence]),
-            deadline: Deadline::from_slurm(None, FIRST_COMMIT, &*clock),
+            deadline: Mutex::new(Deadline::after(None, FIRST_COMMIT, &*clock)),
             host: Process::current().host,
             started: Instant::now(),
+            made: AtomicU64::new(0),
             attempt: 0,
             identity: stage.identity.clone(),
             stage,
             recipe: resolved.recipe,
             run,
+            records: dir.clone(),
             dir,
+            job: Job::default(),
             world,
             gradients: gradients::Choice::Tree,
             vfs,
@@ -241,6 +275,10 @@ impl Step {
                 self.world(),
                 self.identity
             );
+            if let Some(left) = lock(&self.deadline).left(&*self.clock) {
+                let left = equipoise_telemetry::human_duration(left.as_secs_f64());
+                equipoise_telemetry::info!("the job ends in {left}: what is finished is committed before");
+            }
             drop(root);
             self.write_status(State::Running, None)?;
         }
@@ -261,7 +299,7 @@ impl Step {
 
     /// Writes `outcome.json` from any thread, for the panic hook and the watchdog.
     fn reporter(&self) -> impl Fn(ExitCode, &str) + Send + Sync + Clone + 'static {
-        let (vfs, dir, guard) = (self.vfs.clone(), self.dir.clone(), self.guard.clone());
+        let (vfs, dir, guard) = (self.vfs.clone(), self.records.clone(), self.guard.clone());
         let (rank, attempt, host, clock) = (self.rank(), self.attempt, self.host.clone(), self.clock.clone());
         move |code: ExitCode, message: &str| {
             let mut outcome = Outcome::new(code, rank, attempt, &host, clock.wall());
@@ -281,20 +319,34 @@ impl Step {
         }
     }
 
+    /// As [`Step::reporter`], for a rank that is not heard any more. In a Slurm job that is a node that was lost: were one
+    /// rank killed alone, srun would end the others before anybody missed it. What was committed is kept, so the job may
+    /// go on elsewhere: 75. Slurm itself notices much later (`SlurmdTimeout`, mostly five minutes).
+    fn lost_peer_reporter(&self) -> impl Fn(ExitCode, &str) + Send + 'static {
+        let (report, in_job) = (self.reporter(), self.job.id.is_some());
+        move |code, message| report(if in_job { ExitCode::Requeue } else { code }, message)
+    }
+
     /// All ranks have done their part: outcome, provenance, exit code.
     fn end(&self, ended: Ended) -> Result<ExitCode> {
         self.comm().barrier()?;
         let (code, state) = match ended {
-            Ended::Done => (ExitCode::Done, State::Done),
+            Ended::Done | Ended::Part => (ExitCode::Done, State::Done),
             Ended::Stopped => (ExitCode::Requeue, State::Stopped),
         };
+        let made = self.comm().all_gather(&self.made.load(Ordering::Relaxed).to_le_bytes())?;
         if let Some(root) = &self.root {
             if ended == Ended::Done {
                 self.commit_json(&self.dir().join("provenance.json"), &self.provenance()?)?;
             }
             self.write_status(state, None)?;
-            let outcome = Outcome::new(code, 0, self.attempt, &self.host, self.clock.wall());
+            let mut outcome = Outcome::new(code, 0, self.attempt, &self.host, self.clock.wall());
+            let counts = made.iter().filter_map(|word| Some(u64::from_le_bytes(word[..].try_into().ok()?)));
+            outcome.made = counts.sum();
             lock(root).stage.write_outcome(&outcome)?;
+            if ended == Ended::Done && self.job.task.is_some() {
+                outcome.write(&*self.vfs, &self.dir, Some(&self.guard))?;
+            }
             equipoise_telemetry::info!("{}: {}", self.stage.name, code.meaning());
         }
         self.comm().barrier()?;
@@ -309,8 +361,9 @@ impl Step {
 
     /// This rank cannot go on: it says why before anything else, then ends the others.
     fn fail(self, error: Error) -> Error {
-        let outcome = Outcome::of_error(&error, self.rank(), self.attempt, &self.host, self.clock.wall());
-        let _ = outcome.write(&*self.vfs, &self.dir, Some(&self.guard));
+        let mut outcome = Outcome::of_error(&error, self.rank(), self.attempt, &self.host, self.clock.wall());
+        outcome.made = self.made.load(Ordering::Relaxed);
+        let _ = outcome.write(&*self.vfs, &self.records, Some(&self.guard));
         if self.root.is_some() {
             let _ = self.write_status(State::Failed, None);
         }
@@ -380,35 +433,21 @@ impl Step {
     /// # Errors
     /// Those of the transport.
     pub fn claims(&self, units: Vec<usize>) -> Result<world::StageClaims> {
-        self.world.claims(units, self.stop.clone())
-    }
-
-    /// What this rank brings to the agreement at a step boundary.
-    pub fn stop_verdict(&self) -> Verdict {
-        if self.stop.is_raised() {
-            Verdict::Stop
-        } else if self.deadline.is_due(&*self.clock) {
-            Verdict::Deadline
-        } else {
-            Verdict::Go
+        let Some(task) = self.job.task else { return self.world.claims(units, self.stop.clone()) };
+        let folder = ClaimFolder::open(self.vfs.clone(), &self.dir, self.attempt, task, self.job.restart)?;
+        if self.is_root() {
+            folder.clean()?;
         }
+        self.comm().barrier()?;
+        // The ranks of all tasks are alike: what one does not claim another does.
+        let (world, rank) = (self.world(), self.rank());
+        let (own, all) = (task.index as usize * world + rank, task.count as usize * world);
+        Ok(world::StageClaims::Files(ClaimFiles::new(folder, &units, own, all, self.stop.clone())))
     }
 
-    /// Raises the stop flag once the wall time is nearly over; for loops without agreement.
-    pub fn poll_deadline(&self) {
-        if self.deadline.is_due(&*self.clock) {
-            self.stop.raise();
-        }
-    }
-
-    /// Whether all ranks are done.
-    ///
-    /// # Errors
-    /// Those of the transport.
-    pub fn all_done(&self, done: bool) -> Result<bool> {
-        let mut open = [i64::from(!done)];
-        self.comm().all_reduce_max(&mut open)?;
-        Ok(open[0] == 0)
+    /// Which of how many equal parts of a stage this process has to look after: a task of an array job, or everything.
+    pub fn part(&self) -> (u64, u64) {
+        self.job.task.map_or((0, 1), |task| (task.index, task.count))
     }
 
     /// Shows progress in `status.json`, at most once a second unless `now`; on the root only.
@@ -428,7 +467,7 @@ impl Step {
 
     fn write_status(&self, state: State, progress: Option<(&str, &Progress)>) -> Result<()> {
         let Some(root) = &self.root else { return Ok(()) };
-        let earlier = Status::read(&*self.vfs, &self.dir).ok().flatten();
+        let earlier = Status::read(&*self.vfs, &self.records).ok().flatten();
         let (unit, done, total, rate) = match progress {
             Some((unit, progress)) => {
                 let snapshot = progress.snapshot();
@@ -512,16 +551,28 @@ impl Step {
     }
 }
 
-fn lock(root: &Mutex<Root>) -> std::sync::MutexGuard<'_, Root> {
-    root.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-fn open_root(vfs: &Arc<dyn Vfs>, dir: &StageDir, record: &IdentityRecord, clock: &dyn Clock) -> Result<Root> {
+fn open_root(
+    vfs: &Arc<dyn Vfs>,
+    dir: &StageDir,
+    job: &Job,
+    record: &IdentityRecord,
+    clock: &dyn Clock,
+) -> Result<Root> {
     let mut request = LeaseRequest::new(dir.lock(), clock);
-    request.job = std::env::var("SLURM_JOB_ID").ok();
-    request.restart = std::env::var("SLURM_RESTART_COUNT").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    let stage = Stage::open(vfs.clone(), dir.clone(), record, request)?;
-    let metrics = Journal::open(vfs.clone(), &dir.metrics(), Some(stage.guard().clone()))?;
+    request.job = job.id.clone();
+    request.restart = job.restart;
+    request.is_job_known = Some(&job::is_known);
+    let (stage, records) = match job.task {
+        None => (Stage::open(vfs.clone(), dir.clone(), record, request)?, dir.clone()),
+        Some(task) => {
+            (Stage::open_task(vfs.clone(), dir, task.index, record, request)?, dir.task(task.index))
+        }
+    };
+    let metrics = Journal::open(vfs.clone(), &records.metrics(), Some(stage.guard().clone()))?;
     Ok(Root { stage, metrics, last_status: None })
 }
 

@@ -61,6 +61,8 @@ pub enum Ended {
     Done,
     /// A stop was asked for; a checkpoint of the current step is committed.
     Stopped,
+    /// This task of an array job has nothing left to do, others are still at work.
+    Part,
 }
 
 /// Trains to the end or to a stop, from the newest valid checkpoint. The result is `model.safetensors` in the stage's
@@ -192,6 +194,7 @@ impl<'a> State<'a> {
                 }
             }
             self.apply(now, &gradient)?;
+            self.step.count_made(u64::from(self.step.is_root()));
             self.log(now, &losses)?;
             progress.set(now + 1);
             step.report_progress("steps", &progress, false)?;
@@ -246,6 +249,9 @@ impl<'a> State<'a> {
     fn verdict(&mut self, finite: bool) -> Result<Verdict> {
         let failed =
             self.writer.as_mut().is_some_and(|writer| !writer.is_in_flight() && writer.wait().is_err());
+        if let Some(writer) = self.writer.as_ref().filter(|writer| !writer.longest_save().is_zero()) {
+            self.step.measured_commit(writer.longest_save());
+        }
         let own = match (finite, failed) {
             (_, true) => Verdict::Io,
             (false, _) => Verdict::NonFinite,

@@ -1,6 +1,8 @@
 //! The ranks of this step: MPI where the step was started under it, a world of one otherwise.
 
+use crate::claim_folder::ClaimFolder;
 use equipoise_base::{Error, ExitCode, Result, bail};
+use equipoise_comm::claim_files::ClaimFiles;
 use equipoise_comm::claims::{Claim, Claims, LocalClaims};
 use equipoise_comm::server::{ServedClaims, Tally};
 #[cfg(feature = "mpi")]
@@ -53,6 +55,29 @@ impl World {
         match &self.messages {
             Some(messages) => messages.as_ref(),
             None => &self.local,
+        }
+    }
+
+    /// A wrong MPI flavour silently starts N worlds of one: the batch script says how many ranks there must be, and srun
+    /// how many it has started (but it starts mpirun's helpers as well).
+    ///
+    /// # Errors
+    /// 78 naming the option of srun if this world has another size.
+    pub fn require_size(&self) -> Result<()> {
+        self.require_size_told(|name| std::env::var(name).ok())
+    }
+
+    fn require_size_told(&self, variable: impl Fn(&str) -> Option<String>) -> Result<()> {
+        let told = |name: &'static str| Some((name, variable(name)?.parse::<usize>().ok()?));
+        let started = self.messages.is_none().then(|| told("SLURM_STEP_NUM_TASKS")).flatten();
+        let size = self.comm().size();
+        match told("EQUIPOISE_RANKS").or(started) {
+            Some((name, ranks)) if ranks != size => Err(Error::config(format!(
+                "{ranks} ranks were started ({name}), but this one sees a world of {size}: they do not find each other; \
+                 start them with srun --mpi=pmix (OpenMPI) or --mpi=pmi2 (MPICH): set slurm.mpi"
+            ))
+            .next("equipoise doctor")),
+            _ => Ok(()),
         }
     }
 
@@ -159,13 +184,15 @@ pub enum StageClaims {
     Local(LocalClaims),
     /// Rank 0 serves.
     Served(ServedClaims),
+    /// Tasks of an array job share a folder.
+    Files(ClaimFiles<ClaimFolder>),
 }
 
 impl StageClaims {
     /// State of all units, where this rank knows it.
     pub fn tally(&self) -> Option<Tally> {
         match self {
-            StageClaims::Local(_) => None,
+            StageClaims::Local(_) | StageClaims::Files(_) => None,
             StageClaims::Served(served) => served.tally(),
         }
     }
@@ -174,6 +201,7 @@ impl StageClaims {
         match self {
             StageClaims::Local(local) => local,
             StageClaims::Served(served) => served,
+            StageClaims::Files(files) => files,
         }
     }
 }
@@ -193,5 +221,35 @@ impl Claims for StageClaims {
 
     fn close(&self) -> Result<()> {
         self.inner().close()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_world_of_one_among_several_is_refused() {
+        let world = World {
+            messages: None,
+            local: LocalComm::default(),
+            pulse: Arc::default(),
+            #[cfg(feature = "mpi")]
+            mpi: None,
+        };
+        let check = |variables: &[(&str, &str)]| {
+            let value = |name: &str| {
+                variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string())
+            };
+            world.require_size_told(value)
+        };
+        for name in ["EQUIPOISE_RANKS", "SLURM_STEP_NUM_TASKS"] {
+            let error = check(&[(name, "4")]).unwrap_err();
+            assert_eq!(error.code(), ExitCode::Config);
+            assert!(error.message().contains("--mpi=pmix"), "{error}");
+            check(&[(name, "1")]).unwrap();
+        }
+        // Under sbatch alone, without srun, the job's number of tasks says nothing about this process.
+        check(&[("SLURM_NTASKS", "4")]).unwrap();
     }
 }

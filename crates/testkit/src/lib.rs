@@ -5,6 +5,7 @@
 pub mod fake_slurm;
 pub mod nccl_double;
 pub mod process;
+pub mod slurm;
 pub mod temp_run;
 pub mod tree;
 

@@ -43,11 +43,10 @@ impl Marker {
 
     /// All live processes that carry the mark, by pid; zombies are not alive.
     pub fn live(&self) -> Vec<Found> {
-        let Ok(entries) = std::fs::read_dir("/proc") else { return vec![] };
-        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let mut found: Vec<Found> = pids.filter_map(|pid| self.look_at(pid)).collect();
-        found.sort_by_key(|process| process.pid);
-        found
+        let mark = format!("{VARIABLE}={}", self.0);
+        let carries =
+            |environment: &[u8]| environment.split(|&byte| byte == 0).any(|entry| entry == mark.as_bytes());
+        pids().into_iter().filter_map(|pid| look_at(pid, carries)).collect()
     }
 
     /// SIGKILLs one live process that `eligible` accepts, chosen by `key`; its pid, or none if there is none.
@@ -64,32 +63,44 @@ impl Marker {
             send(process.pid, libc::SIGKILL);
         }
     }
+}
 
-    fn look_at(&self, pid: i32) -> Option<Found> {
-        let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).ok();
-        let mark = format!("{VARIABLE}={}", self.0);
-        loop {
-            let environment = read("environ")?;
-            let stat = String::from_utf8_lossy(&read("stat")?).into_owned();
-            // After the name, which may hold anything: from field 3 on, the state.
-            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-            let field = |number: usize| fields.get(number - 3).copied();
-            let flags: u64 = field(9)?.parse().ok()?;
-            if matches!(field(3)?, "Z" | "X") || flags & PF_KTHREAD != 0 {
-                return None;
-            }
-            // In the middle of an exec the environment is empty and its end unknown; the process would be missed.
-            if environment.is_empty() && field(51) == Some("0") {
-                std::thread::yield_now();
-                continue;
-            }
-            if !environment.split(|&byte| byte == 0).any(|entry| entry == mark.as_bytes()) {
-                return None;
-            }
-            let command =
-                String::from_utf8_lossy(&read("cmdline")?).replace('\0', " ").trim_end().to_string();
-            return Some(Found { pid, parent: field(4)?.parse().ok()?, command });
+/// All live processes of this machine, by pid; zombies are not alive.
+pub fn all() -> Vec<Found> {
+    pids().into_iter().filter_map(|pid| look_at(pid, |_| true)).collect()
+}
+
+fn pids() -> Vec<i32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return vec![] };
+    let mut pids: Vec<i32> =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    pids
+}
+
+/// A live process whose environment is accepted.
+fn look_at(pid: i32, accept: impl Fn(&[u8]) -> bool) -> Option<Found> {
+    let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).ok();
+    loop {
+        let environment = read("environ")?;
+        let stat = String::from_utf8_lossy(&read("stat")?).into_owned();
+        // After the name, which may hold anything: from field 3 on, the state.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3).copied();
+        let flags: u64 = field(9)?.parse().ok()?;
+        if matches!(field(3)?, "Z" | "X") || flags & PF_KTHREAD != 0 {
+            return None;
         }
+        // In the middle of an exec the environment is empty and its end unknown; the process would be missed.
+        if environment.is_empty() && field(51) == Some("0") {
+            std::thread::yield_now();
+            continue;
+        }
+        if !accept(&environment) {
+            return None;
+        }
+        let command = String::from_utf8_lossy(&read("cmdline")?).replace('\0', " ").trim_end().to_string();
+        return Some(Found { pid, parent: field(4)?.parse().ok()?, command });
     }
 }
 

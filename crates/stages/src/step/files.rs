@@ -7,6 +7,7 @@ use equipoise_rundir::{Vfs, commit_bytes, commit_json, create_dirs};
 use serde::Serialize;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 impl Step {
     /// The file system.
@@ -49,7 +50,10 @@ impl Step {
     /// # Errors
     /// 69 if the lease is lost, 74 if it cannot be written.
     pub fn commit(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        commit_bytes(&*self.vfs, &prepared(&*self.vfs, path)?, bytes, Some(&self.guard))
+        let start = Instant::now();
+        commit_bytes(&*self.vfs, &prepared(&*self.vfs, path)?, bytes, Some(&self.guard))?;
+        self.measured_commit(start.elapsed());
+        Ok(())
     }
 
     /// Commits a value as JSON.
@@ -74,10 +78,10 @@ impl Step {
     /// # Errors
     /// As [`Step::discard`].
     pub fn remove_if_there(&self, path: &Path) -> Result<()> {
-        match self.vfs.exists(path) {
-            Ok(true) => self.discard(path),
-            Ok(false) => Ok(()),
-            Err(error) => Err(Error::io("read", path, error)),
+        self.guard.check()?;
+        match self.vfs.remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(|error| Error::io("remove", path, error)),
         }
     }
 
@@ -87,9 +91,10 @@ impl Step {
     /// As [`Step::discard`].
     pub fn remove_folder(&self, path: &Path) -> Result<()> {
         self.guard.check()?;
-        match self.vfs.exists(path) {
-            Ok(true) => self.vfs.remove_dir_all(path).map_err(|error| Error::io("remove", path, error)),
-            _ => Ok(()),
+        match self.vfs.remove_dir_all(path) {
+            // Not there, or another task of the array was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(|error| Error::io("remove", path, error)),
         }
     }
 
