@@ -84,6 +84,7 @@ impl Cluster {
             .unwrap_or_else(|error| panic!("{}: {error}", folder.path().display()));
         let mut place = Place { base: folder.path().to_path_buf(), visible: options.visible.clone() };
         place.visible.push(repository());
+        place.visible.extend(build_folder());
         let controller = Host::boot_controller(&place);
         let mut cluster = Self { controller, nodes: vec![], options, folder: Some(folder) };
         cluster.nodes = (1..=cluster.options.nodes).map(|_| None).collect();
@@ -148,6 +149,7 @@ impl Cluster {
         assert!(self.nodes[number - 1].is_none(), "node {number} is running");
         let mut place = Place { base: self.base().to_path_buf(), visible: self.options.visible.clone() };
         place.visible.push(repository());
+        place.visible.extend(build_folder());
         self.nodes[number - 1] = Some(Host::boot_node(&place, number, &self.controller));
     }
 
@@ -267,6 +269,11 @@ fn mode(bits: u32) -> std::fs::Permissions {
 fn repository() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here).to_path_buf()
+}
+
+/// Where the binaries of this build are, which may not be in the repository: `target/debug` for `target/debug/deps/test`.
+fn build_folder() -> Option<PathBuf> {
+    Some(std::env::current_exe().ok()?.parent()?.parent()?.to_path_buf())
 }
 
 fn stdout(output: &Output) -> String {
