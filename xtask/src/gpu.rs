@@ -16,11 +16,12 @@ const FOLDER: &str = ".gpu";
 /// The packed programs there.
 const ARCHIVE: &str = "bin.tar.gz";
 /// Packages and the programs they build: the front end, what it starts, and the timed loops.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("equipoise", "equipoise"),
     ("step-train", "equipoise-train"),
     ("step-shards", "equipoise-shards"),
     ("step-verify", "equipoise-verify"),
+    ("step-weights", "equipoise-weights"),
     ("equipoise-bench", "equipoise-bench"),
 ];
 /// Step binaries that are the same program as `equipoise-train` under another name: links to it, to save space.
