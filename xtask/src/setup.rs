@@ -60,12 +60,6 @@ const NEEDS: &[Need] = &[
         },
     },
     Need {
-        what: "ShellCheck (for the tests of the batch scripts)",
-        packages: &["shellcheck"],
-        module: "shellcheck",
-        present: || shell::succeeds("shellcheck", &["--version"]),
-    },
-    Need {
         what: "Python 3 with pip and venv (for the libtorch wheel and the format tests)",
         packages: &["python3", "python3-pip", "python3-venv"],
         module: "python",
@@ -73,32 +67,37 @@ const NEEDS: &[Need] = &[
     },
 ];
 
-/// A real Slurm for the tests: several nodes in namespaces, booted by `testkit::slurm`.
-const SLURM: Need = Need {
-    what: "Slurm daemons, munge and namespace tools (for the cluster tests)",
-    // libpmix-dev has the unversioned name by which slurmd loads PMIx; without it `srun --mpi=pmix` hangs.
-    packages: &[
-        "slurmctld",
-        "slurmd",
-        "slurm-client",
-        "munge",
-        "libpmix-dev",
-        "libpmi2-0",
-        "iproute2",
-        "util-linux",
-    ],
-    module: "",
-    present: || {
-        let daemons = ["/usr/sbin/slurmctld", "/usr/sbin/slurmd", "/usr/sbin/munged", "/usr/bin/sbatch"];
-        daemons.iter().all(|path| Path::new(path).exists())
-            && shell::succeeds("sh", &["-c", "ls /usr/lib/*/libpmix.so && PATH=$PATH:/usr/sbin ip -V"])
+/// What only the tests need.
+const TEST_NEEDS: &[Need] = &[
+    // Several nodes in namespaces, booted by `testkit::slurm`.
+    Need {
+        what: "Slurm daemons, munge and namespace tools (for the cluster tests)",
+        // libpmix-dev has the unversioned name by which slurmd loads PMIx; without it `srun --mpi=pmix` hangs.
+        packages: &[
+            "slurmctld",
+            "slurmd",
+            "slurm-client",
+            "munge",
+            "libpmix-dev",
+            "libpmi2-0",
+            "iproute2",
+            "util-linux",
+        ],
+        module: "slurm",
+        present: slurm_present,
     },
-};
+    Need {
+        what: "ShellCheck (for the tests of the batch scripts)",
+        packages: &["shellcheck"],
+        module: "shellcheck",
+        present: || shell::succeeds("shellcheck", &["--version"]),
+    },
+];
 
 /// Installs what is missing.
 pub fn run() -> Result<()> {
     system_packages()?;
-    slurm()?;
+    test_packages()?;
     libtorch()?;
     python_tools()
 }
@@ -127,25 +126,31 @@ fn system_packages() -> Result<()> {
     }
 }
 
-/// Only the tests need it, so a machine where it cannot be installed can still be built on; the tests then fail saying so.
-fn slurm() -> Result<()> {
-    if (SLURM.present)() {
+/// A machine where they cannot be installed can still be built on; the tests that need them then fail saying so.
+fn test_packages() -> Result<()> {
+    let missing: Vec<&Need> = TEST_NEEDS.iter().filter(|need| !(need.present)()).collect();
+    if missing.is_empty() {
         return Ok(());
     }
-    eprintln!("setup: missing: {}", SLURM.what);
+    let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
+    let names: Vec<&str> = missing.iter().map(|need| need.what).collect();
+    eprintln!("setup: missing: {}", names.join(", "));
     if !may_install() {
-        eprintln!(
-            "setup: not root on Debian: the cluster tests will fail; {} are needed",
-            SLURM.packages.join(" ")
-        );
+        eprintln!("setup: not root on Debian: some tests will fail; they need {}", packages.join(" "));
         return Ok(());
     }
     let _quiet = NoDaemons::start()?;
-    install(SLURM.packages)?;
-    match (SLURM.present)() {
-        true => Ok(()),
-        false => bail!("{} are still not found after installing {}", SLURM.what, SLURM.packages.join(" ")),
+    install(&packages)?;
+    match missing.iter().find(|need| !(need.present)()) {
+        Some(need) => bail!("{} is still not found after installing {}", need.what, need.packages.join(" ")),
+        None => Ok(()),
     }
+}
+
+fn slurm_present() -> bool {
+    let daemons = ["/usr/sbin/slurmctld", "/usr/sbin/slurmd", "/usr/sbin/munged", "/usr/bin/sbatch"];
+    daemons.iter().all(|path| Path::new(path).exists())
+        && shell::succeeds("sh", &["-c", "ls /usr/lib/*/libpmix.so && PATH=$PATH:/usr/sbin ip -V"])
 }
 
 /// Keeps packages from starting their daemons: the tests start their own.
