@@ -103,32 +103,28 @@ pub fn run() -> Result<()> {
 }
 
 fn system_packages() -> Result<()> {
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !(need.present)()).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
-    let names: Vec<&str> = missing.iter().map(|need| need.what).collect();
-    eprintln!("setup: missing: {}", names.join(", "));
-    if !may_install() {
+    provide(NEEDS, |packages, missing| {
         let modules: Vec<&str> = missing.iter().map(|need| need.module).collect();
         bail!(
             "not root on Debian: install them yourself\n  Debian/Ubuntu: sudo apt-get install {}\n  cluster:       \
              module load {}\nthen run this again",
             packages.join(" "),
             modules.join(" ")
-        );
-    }
-    install(&packages)?;
-    match missing.iter().find(|need| !(need.present)()) {
-        Some(need) => bail!("{} is still not found after installing {}", need.what, need.packages.join(" ")),
-        None => Ok(()),
-    }
+        )
+    })
 }
 
 /// A machine where they cannot be installed can still be built on; the tests that need them then fail saying so.
 fn test_packages() -> Result<()> {
-    let missing: Vec<&Need> = TEST_NEEDS.iter().filter(|need| !(need.present)()).collect();
+    provide(TEST_NEEDS, |packages, _| {
+        eprintln!("setup: not root on Debian: some tests will fail; they need {}", packages.join(" "));
+        Ok(())
+    })
+}
+
+/// Installs what is missing of `needs`; where that is not possible `refused` is told the packages and the needs.
+fn provide(needs: &[Need], refused: impl FnOnce(&[&str], &[&Need]) -> Result<()>) -> Result<()> {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !(need.present)()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -136,8 +132,7 @@ fn test_packages() -> Result<()> {
     let names: Vec<&str> = missing.iter().map(|need| need.what).collect();
     eprintln!("setup: missing: {}", names.join(", "));
     if !may_install() {
-        eprintln!("setup: not root on Debian: some tests will fail; they need {}", packages.join(" "));
-        return Ok(());
+        return refused(&packages, &missing);
     }
     let _quiet = NoDaemons::start()?;
     install(&packages)?;
