@@ -244,5 +244,5 @@ fn a_killed_mpirun_takes_its_ranks_along() {
         process.live().iter().filter(|found| found.command.contains("--exact rank")).count() >= 5
     });
     process.signal(libc::SIGKILL);
-    process.wait_for_no_orphans(Duration::from_secs(5));
+    process.wait_for_no_orphans(Duration::from_secs(30));
 }

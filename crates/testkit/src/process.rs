@@ -150,7 +150,7 @@ mod tests {
         Process::spawn(command)
     }
 
-    const BOUND: Duration = Duration::from_secs(5);
+    const BOUND: Duration = Duration::from_secs(30);
 
     #[test]
     fn status_and_output() {

@@ -126,14 +126,18 @@ mod tests {
             command.spawn().unwrap()
         };
         let (mut ours, mut theirs) = (start(&own), start(&other));
-        let ready = || own.live().len() == 3 && other.live().len() == 3;
-        wait_until("two trees of three", Duration::from_secs(5), ready);
         let sleeper = |found: &Found| found.command.starts_with("sleep");
+        // A forked shell carries the mark before it has become a sleeper.
+        let complete = |marker: &Marker| {
+            let live = marker.live();
+            live.len() == 3 && live.iter().filter(|found| sleeper(found)).count() == 2
+        };
+        wait_until("two trees of three", Duration::from_secs(30), || complete(&own) && complete(&other));
         assert!(own.kill_one(Key::new(0, "kill"), sleeper).is_some());
         assert!(own.kill_one(Key::new(0, "kill"), |found| found.pid == theirs.id() as i32).is_none());
         own.kill_all();
         ours.wait().unwrap();
-        wait_until("own tree gone", Duration::from_secs(5), || own.live().is_empty());
+        wait_until("own tree gone", Duration::from_secs(30), || own.live().is_empty());
         assert_eq!(other.live().len(), 3);
         other.kill_all();
         theirs.wait().unwrap();
