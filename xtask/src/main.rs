@@ -10,6 +10,7 @@ mod soak;
 mod test;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// Set-up, tests and checks of Equipoise.
 #[derive(Parser)]
@@ -41,9 +42,20 @@ enum Task {
     Gpu,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        // What failed has said why; where xtask stood then helps nobody.
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
     std::env::set_current_dir(shell::root())?;
-    match Cli::parse().task {
+    match task {
         Task::Setup => setup::run(),
         Task::Test(args) => test::run(&args),
         Task::Deps => deps::run(),

@@ -18,7 +18,7 @@ pub struct Args {
 /// Sets up, builds, runs the recipe. Typed again it goes on where it stopped.
 pub fn run(args: &Args) -> Result<()> {
     setup::run()?;
-    shell::run(shell::cargo().args(["build", "--release", "--quiet"]))?;
+    shell::run(shell::cargo().args(["build", "--release"]))?;
     let mut equipoise = Command::new("target/release/equipoise");
     equipoise.args(["run", "configs/recipes/quickstart.toml", "--run", &args.run]);
     for set in &args.sets {

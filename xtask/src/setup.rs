@@ -199,9 +199,14 @@ fn libclang_present() -> bool {
     let llvm = folders.filter(|entry| entry.file_name().to_string_lossy().starts_with("llvm-"));
     let has = |dir: &Path| {
         let files = fs::read_dir(dir).into_iter().flatten().flatten();
-        files.into_iter().any(|file| file.file_name().to_string_lossy().starts_with("libclang"))
+        files.into_iter().any(|file| is_libclang(&file.file_name().to_string_lossy()))
     };
     llvm.map(|entry| entry.path().join("lib")).any(|dir| has(&dir)) || has(Path::new("/usr/lib64"))
+}
+
+/// What bindgen can load. libclang-cpp, which LLVM's own tools bring along, is another library.
+fn is_libclang(name: &str) -> bool {
+    name.starts_with("libclang.so") || (name.starts_with("libclang-") && !name.starts_with("libclang-cpp"))
 }
 
 fn libtorch() -> Result<()> {
@@ -246,4 +251,19 @@ fn python_tools() -> Result<()> {
 #[allow(clippy::disallowed_methods)]
 fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_of_clang_tools_is_not_libclang() {
+        for name in ["libclang.so", "libclang.so.1", "libclang-14.so.1", "libclang-14.0.6.so"] {
+            assert!(is_libclang(name), "{name}");
+        }
+        for name in ["libclang-cpp.so.14", "libclang-cpp.so", "libclangAST.a", "libLLVM-14.so"] {
+            assert!(!is_libclang(name), "{name}");
+        }
+    }
 }

@@ -78,12 +78,15 @@ pub fn class_bars(arms: &[ArmSummary], classes: &[String], counts: &[u64]) -> Re
     let mut order: Vec<usize> = (0..classes.len()).collect();
     order.sort_by_key(|&class| (std::cmp::Reverse(counts.get(class).copied().unwrap_or(0)), class));
     let bar = 0.8 / arms.len().max(1) as f64;
-    draw((900, 380), |area| {
-        let mut chart = ChartBuilder::on(area)
+    let legend_height = legend_rows(arms.len()) * LEGEND_ROW;
+    draw((900, 340 + legend_height), |area| {
+        let (legend, plot) = area.split_vertically(legend_height);
+        draw_legend(&legend, arms.iter().map(|arm| arm.label.as_str()))?;
+        let mut chart = ChartBuilder::on(&plot)
             .margin(12)
             .x_label_area_size(44)
             .y_label_area_size(46)
-            .build_cartesian_2d(-0.5f64..classes.len() as f64 - 0.5, 0f64..1.2)?;
+            .build_cartesian_2d(-0.5f64..classes.len() as f64 - 0.5, 0f64..1.05)?;
         let name = |x: &f64| {
             let rank = x.round();
             if (x - rank).abs() > 0.1 || rank < 0. {
@@ -95,7 +98,7 @@ pub fn class_bars(arms: &[ArmSummary], classes: &[String], counts: &[u64]) -> Re
                 .unwrap_or_default()
         };
         let mesh = &mut chart.configure_mesh();
-        mesh.disable_x_mesh().x_labels(classes.len() * 2).x_label_formatter(&name).label_style((FONT, 11));
+        mesh.disable_x_mesh().x_labels(classes.len() * 2).x_label_formatter(&name).label_style((FONT, 12));
         mesh.y_labels(6)
             .y_label_formatter(&|y| if *y > 1.01 { String::new() } else { format!("{:.0} %", y * 100.) })
             .light_line_style(WHITE)
@@ -106,14 +109,33 @@ pub fn class_bars(arms: &[ArmSummary], classes: &[String], counts: &[u64]) -> Re
                 let value = (*arm.per_class.get(class)?)?;
                 Some(Rectangle::new([(left, 0.), (left + bar * 0.92, value)], color(index).filled()))
             });
-            let key = move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], color(index).filled());
-            chart.draw_series(bars)?.label(&arm.label).legend(key);
+            chart.draw_series(bars)?;
         }
-        let legend = &mut chart.configure_series_labels();
-        legend.position(SeriesLabelPosition::UpperRight).label_font((FONT, 12));
-        legend.background_style(WHITE.mix(0.85)).border_style(WHITE).draw()?;
         Ok(())
     })
+}
+
+/// Entries of a legend in a row, and the height of a row in pixels.
+const LEGEND_COLUMNS: usize = 3;
+const LEGEND_ROW: u32 = 22;
+
+fn legend_rows(entries: usize) -> u32 {
+    entries.div_ceil(LEGEND_COLUMNS) as u32
+}
+
+/// A legend in a strip of its own, where it can cover nothing.
+fn draw_legend<'a>(
+    area: &Area,
+    labels: impl Iterator<Item = &'a str>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let width = area.dim_in_pixel().0 as usize / LEGEND_COLUMNS;
+    for (index, label) in labels.enumerate() {
+        let left = (index % LEGEND_COLUMNS * width) as i32 + 12;
+        let top = (index / LEGEND_COLUMNS * LEGEND_ROW as usize) as i32 + 6;
+        area.draw(&Rectangle::new([(left, top), (left + 12, top + 12)], color(index).filled()))?;
+        area.draw_text(label, &(FONT, 14).into_font().color(&BLACK), (left + 18, top - 1))?;
+    }
+    Ok(())
 }
 
 /// One dot with its 95 % interval per arm, for one metric; the baseline's mean is the dashed line.
@@ -124,11 +146,11 @@ pub fn dots(arms: &[ArmSummary], metric: usize, baseline: &str) -> Result<String
     let high = cells.iter().map(|(_, c)| c.value.mean + reach(c.value.half_width)).fold(0., f64::max);
     let pad = ((high - low) * 0.08).max(0.005);
     let rows = cells.len() as f64;
-    draw((560, 70 + 34 * cells.len() as u32), |area| {
+    draw((520, 70 + 34 * cells.len() as u32), |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(12)
             .x_label_area_size(30)
-            .y_label_area_size(250)
+            .y_label_area_size(262)
             .build_cartesian_2d((low - pad).max(0.)..(high + pad).min(1.), -0.5f64..rows - 0.5)?;
         let name = |y: &f64| {
             let row = y.round();
@@ -143,7 +165,7 @@ pub fn dots(arms: &[ArmSummary], metric: usize, baseline: &str) -> Result<String
         let mesh = &mut chart.configure_mesh();
         mesh.disable_y_mesh().y_labels(cells.len() * 2).y_label_formatter(&name).x_labels(5);
         mesh.x_label_formatter(&|x| format!("{:.0} %", x * 100.))
-            .label_style((FONT, 12))
+            .label_style((FONT, 13))
             .light_line_style(WHITE)
             .draw()?;
         if let Some((_, cell)) = cells.iter().find(|(arm, _)| arm.arm == baseline) {
