@@ -5,6 +5,7 @@
 mod config;
 mod help;
 mod plan;
+mod recipes;
 mod runs;
 mod steps;
 mod util;

@@ -6,18 +6,19 @@ mod simulate;
 pub use dry_run::dry_run;
 
 use super::RecipeArgs;
-use crate::classes;
+use crate::classes::{self, Counts, Planned};
 use crate::output::{self, Format};
 use crate::runner::{self, Run};
-use equipoise_base::{Error, ExitCode, Result};
+use equipoise_base::{Error, ExitCode, Result, ensure};
 use equipoise_config::method::Codec;
+use equipoise_config::nearest::hint;
 use equipoise_config::recipe::{Dataset, Set};
 use equipoise_config::{Kind, Stage};
 use equipoise_rundir::vfs::Space;
 use equipoise_rundir::{RealFs, Vfs};
 use equipoise_workplan::parameters::{ClassifierSize, UNetSize};
 use equipoise_workplan::space::Checkpoints;
-use equipoise_workplan::{ClassPlan, CodecConfig, Layout, LayoutConfig, PlanConfig};
+use equipoise_workplan::{ClassPlan, CodecConfig};
 use serde::{Deserialize as _, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -89,6 +90,7 @@ struct SplitPlan {
 struct SetPlan {
     name: String,
     seeds: Vec<u64>,
+    /// By class, or by group (`class/context`) if the plan is.
     classes: Vec<ClassRow>,
     /// Synthetic images.
     images: u64,
@@ -194,18 +196,23 @@ impl Sizes {
         let Some(data) = &recipe.data else { return Ok(sizes) };
         let mut counts = BTreeMap::new();
         for (name, split) in data.splits.iter() {
-            let by_class = classes::split_counts(recipe, data, name, split)?;
-            let images = by_class.iter().sum();
+            let of_split = Counts::read(recipe, data, name, split)?;
+            let images = of_split.classes.iter().sum();
             let codec: CodecConfig = data.codec.as_ref().map_or(Ok(CodecConfig::Raw), Codec::parse)?;
             let bytes = images * (codec.image_bytes(samples(data)) + IMAGE_OVERHEAD);
             sizes.splits.push(SplitPlan { name: name.into(), images, codec: codec.to_string(), bytes });
-            counts.insert(name, by_class);
+            counts.insert(name, of_split);
         }
         let names = classes::names(data)?;
         (sizes.channels, sizes.classes) = (u64::from(data.channels), names.len() as u64);
+        if let Some(class) = recipe.grid.as_ref().and_then(|grid| grid.class.as_ref()) {
+            let known: Vec<&str> = names.iter().map(String::as_str).collect();
+            let message = || format!("grid.class: there is no class '{class}'{}", hint(class, &known));
+            ensure!(names.contains(class), Config, "{}", message());
+        }
         for (name, set) in recipe.sets.iter() {
-            let counts = counts.get(set.generate.split.as_str()).map(Vec::as_slice).unwrap_or_default();
-            sizes.sets.push(SetPlan::new(name, set, data, &names, counts)?);
+            let counts = counts.get(set.generate.split.as_str()).cloned().unwrap_or_default();
+            sizes.sets.push(SetPlan::new(name, set, data, &counts)?);
         }
         Ok(sizes)
     }
@@ -254,28 +261,21 @@ impl Sizes {
 }
 
 impl SetPlan {
-    fn new(name: &str, set: &Set, data: &Dataset, names: &[String], counts: &[u64]) -> Result<Self> {
+    fn new(name: &str, set: &Set, data: &Dataset, counts: &Counts) -> Result<Self> {
         let generate = &set.generate;
-        let plan = generate.plan.parse::<PlanConfig>()?.plan(counts);
-        let config = LayoutConfig { batch: generate.batch, batches_per_shard: generate.batches_per_shard };
-        let layout = Layout::new(config, names, &plan.synthetic())?;
+        let Planned { rows, layout } = Planned::new(data, generate, counts)?;
         let images = layout.images();
         let codec: CodecConfig = generate.codec.parse()?;
         Ok(Self {
             name: name.into(),
             seeds: set.seeds.clone(),
-            classes: names
-                .iter()
-                .cloned()
-                .zip(plan.classes)
-                .map(|(class, plan)| ClassRow { class, plan })
-                .collect(),
+            classes: rows.into_iter().map(|(class, plan)| ClassRow { class, plan }).collect(),
             images,
             shards: layout.len(),
             codec: codec.to_string(),
             bytes: images * (codec.image_bytes(samples(data)) + IMAGE_OVERHEAD),
             // A shard, its side file, and the folder of each class.
-            files: 2 * layout.len() + names.len() as u64,
+            files: 2 * layout.len() + layout.folders().count() as u64,
         })
     }
 }

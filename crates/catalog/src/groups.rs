@@ -1,7 +1,44 @@
 //! Groups: a class in a context, as in NICO++ (dog in snow) or Waterbirds.
 
-use equipoise_base::{Result, ensure};
+use crate::source::Source;
+use crate::{LabeledPath, list, metadata};
+use equipoise_base::{Error, Result, ensure};
 use serde::{Deserialize, Serialize};
+
+/// Image files with the context of each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grouped {
+    /// The files.
+    pub files: Vec<LabeledPath>,
+    /// Context of each, from 0.
+    pub contexts: Vec<u32>,
+}
+
+impl Grouped {
+    /// The files of a source whose format says contexts; none for other formats.
+    ///
+    /// # Errors
+    /// 74 or 65 naming the file, and the line, that cannot be read.
+    pub fn read(source: &Source) -> Result<Option<Self>> {
+        match source {
+            Source::GroupList { file, root } => list::read_grouped(file, root).map(Some),
+            Source::Metadata { file, root, split } => metadata::read(file, root, *split).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Group of each image.
+    ///
+    /// # Errors
+    /// 65 naming the image whose class or context does not exist.
+    pub fn groups(&self, groups: &Groups) -> Result<Vec<u32>> {
+        let of = |(file, &context): (&LabeledPath, &u32)| {
+            let named = |error: Error| error.context(file.path.display());
+            groups.id(file.label, context).map_err(named)
+        };
+        self.files.iter().zip(&self.contexts).map(of).collect()
+    }
+}
 
 /// The grid of classes and contexts; group `class * contexts + context`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +83,13 @@ impl Groups {
         Ok((group / contexts, group % contexts))
     }
 
+    /// Names of all groups, by group.
+    pub fn names(&self) -> Vec<String> {
+        let pairs =
+            self.classes.iter().flat_map(|class| self.contexts.iter().map(move |context| (class, context)));
+        pairs.map(|(class, context)| format!("{class}/{context}")).collect()
+    }
+
     /// `class/context`, for tables and folders.
     ///
     /// # Errors
@@ -69,6 +113,7 @@ mod tests {
             assert_eq!(groups.id(class, context).unwrap(), group);
         }
         assert_eq!(groups.name(4).unwrap(), "dog/grass");
+        assert_eq!(groups.names()[4], "dog/grass");
         assert!(groups.id(2, 0).is_err() && groups.id(0, 3).is_err() && groups.name(6).is_err());
     }
 }

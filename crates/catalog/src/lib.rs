@@ -7,6 +7,7 @@ pub mod folder;
 pub mod groups;
 pub mod labels;
 pub mod list;
+pub mod metadata;
 pub mod profile;
 pub mod prompts;
 pub mod select;
@@ -14,6 +15,7 @@ pub mod shots;
 pub mod source;
 mod text;
 
+pub use groups::{Grouped, Groups};
 pub use list::LabeledPath;
 pub use profile::Profile;
 pub use select::{Members, Selection};

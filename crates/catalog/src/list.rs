@@ -1,6 +1,6 @@
 //! Split lists (`path label` per line) and class-name lists (one name per line).
 
-use crate::text;
+use crate::{Grouped, text};
 use equipoise_base::{Error, Result, bail};
 use std::path::{Path, PathBuf};
 
@@ -31,6 +31,27 @@ pub fn read(file: &Path, root: &Path) -> Result<Vec<LabeledPath>> {
         bail!(BadData, "{}: the list is empty", file.display());
     }
     Ok(entries)
+}
+
+/// Reads a list whose lines have a context behind the label: `path label context`. Otherwise as [`read`].
+///
+/// # Errors
+/// As [`read`].
+pub fn read_grouped(file: &Path, root: &Path) -> Result<Grouped> {
+    let text = text::read(file)?;
+    let mut grouped = Grouped::default();
+    for (number, line) in text::lines(&text) {
+        let parts = path_and_label(line).and_then(|(rest, context)| Some((path_and_label(rest)?, context)));
+        let ((path, label), context) = parts.ok_or_else(|| {
+            Error::data(format!("{}:{number}: expected 'PATH LABEL CONTEXT'", file.display()))
+        })?;
+        grouped.files.push(LabeledPath { path: root.join(path.trim_start_matches('/')), label });
+        grouped.contexts.push(context);
+    }
+    if grouped.files.is_empty() {
+        bail!(BadData, "{}: the list is empty", file.display());
+    }
+    Ok(grouped)
 }
 
 fn path_and_label(line: &str) -> Option<(&str, u32)> {
@@ -88,6 +109,17 @@ mod tests {
         }
         let (_dir, file) = write("\n");
         assert!(read(&file, Path::new(".")).is_err());
+    }
+
+    #[test]
+    fn contexts_stand_behind_labels() {
+        let (_dir, file) = write("cat/a b 1.jpg 0 2\n/dog/c.jpg\t1 0\n");
+        let grouped = read_grouped(&file, Path::new("/data")).unwrap();
+        assert_eq!(grouped.files[0], LabeledPath { path: "/data/cat/a b 1.jpg".into(), label: 0 });
+        assert_eq!((grouped.files[1].label, &grouped.contexts[..]), (1, &[2, 0][..]));
+        let (_dir, file) = write("cat/a.jpg 0 1\ncat/b.jpg 0\n");
+        let error = read_grouped(&file, Path::new(".")).unwrap_err().to_string();
+        assert!(error.contains("list.txt:2: expected 'PATH LABEL CONTEXT'"), "{error}");
     }
 
     #[test]

@@ -37,6 +37,23 @@ pub enum Source {
         /// Where its paths start.
         root: PathBuf,
     },
+    /// A text file of `path label context` lines: classes in contexts, such as NICO++. Contexts are numbers, too.
+    GroupList {
+        /// The list.
+        file: PathBuf,
+        /// Where its paths start.
+        root: PathBuf,
+    },
+    /// One split of a metadata file as SubpopBench writes it for NICO++, Waterbirds and CelebA: CSV with the columns
+    /// filename, y (class), a (context) and split.
+    Metadata {
+        /// The CSV file.
+        file: PathBuf,
+        /// Where its paths start, if they are not absolute.
+        root: PathBuf,
+        /// 0 for training, 1 for validation, 2 for test.
+        split: u32,
+    },
 }
 
 impl Source {
@@ -50,6 +67,12 @@ impl Source {
             Self::Cifar100 { files } => Self::Cifar100 { files: files.into_iter().map(place).collect() },
             Self::Folder { path } => Self::Folder { path: place(path) },
             Self::List { file, root: images } => Self::List { file: place(file), root: place(images) },
+            Self::GroupList { file, root: images } => {
+                Self::GroupList { file: place(file), root: place(images) }
+            }
+            Self::Metadata { file, root: images, split } => {
+                Self::Metadata { file: place(file), root: place(images), split }
+            }
         }
     }
 
@@ -59,7 +82,11 @@ impl Source {
             Self::Idx { images, labels } => vec![images, labels],
             Self::Cifar10 { files } | Self::Cifar100 { files } => files.iter().collect(),
             Self::Folder { path } => vec![path],
-            Self::List { file, root } => vec![file, root],
+            Self::List { file, root }
+            | Self::GroupList { file, root }
+            | Self::Metadata { file, root, .. } => {
+                vec![file, root]
+            }
         }
     }
 }

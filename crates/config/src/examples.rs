@@ -25,4 +25,13 @@ macro_rules! examples {
     };
 }
 
-examples!["quickstart", "quickstart-lt-only", "pretrain-fmnist", "toy"];
+examples![
+    "quickstart",
+    "quickstart-lt-only",
+    "fg-imagenet-lt",
+    "fg-imagenet-lt-rows",
+    "fg-imagenet-lt-quality",
+    "fg-nico",
+    "pretrain-fmnist",
+    "toy",
+];

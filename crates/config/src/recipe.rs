@@ -133,6 +133,8 @@ pub struct Dataset {
     pub channels: u32,
     /// Class names by label: a file with one name per line, or a list.
     pub classes: Classes,
+    /// Names of the contexts that each class comes in, by number: a file with one name per line, or a list.
+    pub contexts: Option<Classes>,
     /// Largest part of the images that may be unreadable and left out.
     #[serde(default = "max_bad")]
     #[schemars(range(min = 0.0, max = 1.0))]
@@ -147,7 +149,7 @@ fn max_bad() -> f64 {
     0.001
 }
 
-/// Class names.
+/// Names of classes or of contexts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Classes {
@@ -173,6 +175,9 @@ pub struct Classifier {
     pub split: String,
     /// Architecture.
     pub arch: Arch,
+    /// Weights that training starts from, all but the head; from a seed if left out.
+    #[schemars(extend("x-path" = true))]
+    pub init_from: Option<PathBuf>,
     /// Loss.
     pub loss: Loss,
     /// Optimizer.
@@ -221,6 +226,9 @@ pub struct Arm {
     pub training: Classifier,
     /// Synthetic set to train on beside the real images.
     pub set: Option<String>,
+    /// Images of each class to take from the set, the first ones; all if left out.
+    #[schemars(range(min = 1))]
+    pub set_images: Option<u64>,
     /// Split of real images to train on beside the real images.
     pub extra_split: Option<String>,
     /// Classifier seeds: one training each.
@@ -374,6 +382,8 @@ pub struct Metrics {
 pub struct Grid {
     /// Set whose generation is varied.
     pub set: String,
+    /// The only class to sample; all are sampled if left out, and the rarest is shown.
+    pub class: Option<String>,
     /// Values of `cfg_scale`.
     #[schemars(length(min = 1))]
     pub cfg_scale: Vec<f64>,

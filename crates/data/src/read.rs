@@ -3,7 +3,7 @@
 use crate::files::{BadImage, FilesConfig, read_files};
 use crate::{ImageSet, cifar, idx};
 use equipoise_base::Result;
-use equipoise_catalog::{Source, counts, folder, list};
+use equipoise_catalog::{Grouped, Source, counts, folder, list};
 
 /// How a source is read. IDX and CIFAR images keep their own size and channels.
 pub type ReadConfig = FilesConfig;
@@ -35,6 +35,9 @@ pub fn read(source: &Source, config: &ReadConfig, classes: usize) -> Result<Spli
             Split { classes: Some(found.classes), ..decoded(&found.images, config)? }
         }
         Source::List { file, root } => decoded(&list::read(file, root)?, config)?,
+        Source::GroupList { .. } | Source::Metadata { .. } => {
+            decoded(&Grouped::read(source)?.unwrap_or_default().files, config)?
+        }
     };
     let named = source.paths().first().map(|path| path.display().to_string()).unwrap_or_default();
     counts::of_labels(&split.images.labels, classes).map_err(|error| error.context(named))?;

@@ -8,14 +8,31 @@ use serde::{Deserialize, Serialize};
 /// Stands for the name of the class in a prompt.
 const CLASS: &str = "{class}";
 
+/// Stands for the name of the context in a prompt.
+const CONTEXT: &str = "{context}";
+
+/// Which image unCLIP is told, beside the text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageCondition {
+    /// A random real image of the class, in whatever context.
+    #[default]
+    Random,
+    /// None: the class label is zero, as in the unconditional half of classifier-free guidance.
+    None,
+}
+
 /// Knobs of dual conditioning (seed 002, Section 2.2).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConditionConfig {
-    /// Text of an image; `{class}` stands for the name of its class.
+    /// Text of an image; `{class}` stands for the name of its class, `{context}` for that of its context.
     pub prompt: String,
     /// Text of the unconditional half of classifier-free guidance; seldom anything but empty.
     pub negative_prompt: String,
+    /// Image that unCLIP is told; other networks are told none.
+    #[serde(default)]
+    pub image: ImageCondition,
     /// Noise added to the embedding of the real image: 0 is least.
     pub noise_level: i64,
     /// Elements of the condition that are dropped, against copies of the real image.
@@ -40,9 +57,9 @@ impl ConditionConfig {
         self.dropout.check()
     }
 
-    /// The prompt of a class.
-    pub fn prompt_of(&self, class: &str) -> String {
-        self.prompt.replace(CLASS, class)
+    /// The prompt of a class in a context; `context` is empty where images have none.
+    pub fn prompt_of(&self, class: &str, context: &str) -> String {
+        self.prompt.replace(CONTEXT, context).replace(CLASS, class)
     }
 }
 
@@ -61,9 +78,10 @@ mod tests {
             serde_json::from_value::<ConditionConfig>(json).unwrap()
         };
         assert_eq!(
-            read("a photo of a {class}, one {class}").prompt_of("toad"),
+            read("a photo of a {class}, one {class}").prompt_of("toad", ""),
             "a photo of a toad, one toad"
         );
+        assert_eq!(read("{class} in {context}").prompt_of("toad", "autumn"), "toad in autumn");
         assert!(read("{class}").check().is_ok() && read(" ").check().is_err());
     }
 }

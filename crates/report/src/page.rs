@@ -2,7 +2,7 @@
 
 use crate::gather::{Gathered, StageFacts};
 use crate::results::{SetMetrics, SetResult, ToyArm};
-use crate::table::{ArmSummary, Cell, METRICS};
+use crate::table::{ArmSummary, Cell, Metric, metrics};
 use crate::{Context, Interval, figures};
 use askama::Template;
 use base64::Engine as _;
@@ -16,6 +16,7 @@ struct Page<'a> {
     headings: Vec<&'static str>,
     rows: Vec<Row>,
     dots: Vec<(&'static str, String)>,
+    worst_groups: Vec<String>,
     bars: Option<String>,
     sets: Option<&'a SetMetrics>,
     set_rows: Vec<SetRow>,
@@ -67,12 +68,14 @@ pub fn render(gathered: &Gathered, context: &Context, summary: &[ArmSummary]) ->
         gathered.evaluation.as_ref().map(|evaluation| (&evaluation.classes, &evaluation.train_counts));
     let total: f64 =
         gathered.stages.iter().filter_map(|stage| Some(stage.provenance.as_ref()?.seconds)).sum();
+    let metrics = metrics(gathered);
     let page = Page {
         context,
-        verdict: verdict(summary, context),
-        headings: METRICS.iter().map(|(_, heading, _)| *heading).collect(),
+        verdict: verdict(&metrics, summary, context),
+        headings: metrics.iter().map(|(_, heading, _)| *heading).collect(),
         rows: summary.iter().map(row).collect(),
-        dots: dots(summary, context)?,
+        dots: dots(&metrics, summary, context)?,
+        worst_groups: worst_groups(gathered, summary),
         bars: match classes {
             Some((classes, counts)) if !summary.is_empty() => {
                 Some(figures::class_bars(summary, classes, counts)?)
@@ -126,10 +129,12 @@ fn row(arm: &ArmSummary) -> Row {
 
 /// Says which arm won on all classes and on the rarest, and whether the lead is clear, whoever it is. A ceiling is no
 /// competitor; the last line says how far away it is.
-fn verdict(summary: &[ArmSummary], context: &Context) -> Vec<String> {
+fn verdict(metrics: &[Metric], summary: &[ArmSummary], context: &Context) -> Vec<String> {
     let mut lines = Vec::new();
-    for (key, place) in [("all", "all classes"), ("rare3", "the three rarest classes")] {
-        let Some(column) = METRICS.iter().position(|(name, _, _)| *name == key) else { continue };
+    let places =
+        [("all", "all classes"), ("rare3", "the three rarest classes"), ("worst_group", "the worst group")];
+    for (key, place) in places {
+        let Some(column) = metrics.iter().position(|(name, _, _)| *name == key) else { continue };
         let in_race = summary.iter().filter(|arm| !arm.is_ceiling);
         let mut ranked: Vec<(&ArmSummary, &Cell)> =
             in_race.filter_map(|arm| Some((arm, arm.cells[column].as_ref()?))).collect();
@@ -161,12 +166,17 @@ fn verdict(summary: &[ArmSummary], context: &Context) -> Vec<String> {
     lines
 }
 
-fn dots(summary: &[ArmSummary], context: &Context) -> Result<Vec<(&'static str, String)>> {
+fn dots(
+    metrics: &[Metric],
+    summary: &[ArmSummary],
+    context: &Context,
+) -> Result<Vec<(&'static str, String)>> {
     let mut figures = Vec::new();
-    for (index, (key, _, _)) in METRICS.iter().enumerate() {
+    for (index, (key, _, _)) in metrics.iter().enumerate() {
         let title = match *key {
             "all" => "All classes",
             "rare3" => "Three rarest classes",
+            "worst_group" => "Worst group",
             _ => continue,
         };
         if summary.iter().any(|arm| arm.cells[index].is_some()) {
@@ -176,10 +186,38 @@ fn dots(summary: &[ArmSummary], context: &Context) -> Result<Vec<(&'static str, 
     Ok(figures)
 }
 
+/// The groups that each arm knows least, on the mean over its runs.
+fn worst_groups(gathered: &Gathered, summary: &[ArmSummary]) -> Vec<String> {
+    const SHOWN: usize = 3;
+    let Some(evaluation) = &gathered.evaluation else { return Vec::new() };
+    let line = |arm: &ArmSummary| {
+        let accuracies = arm.per_group.iter().enumerate();
+        let mut ranked: Vec<(usize, f64)> =
+            accuracies.filter_map(|(group, accuracy)| Some((group, (*accuracy)?))).collect();
+        ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let groups: Vec<String> = ranked
+            .iter()
+            .take(SHOWN)
+            .map(|&(group, accuracy)| {
+                let name = evaluation.groups.get(group).map_or("?", String::as_str);
+                let real = evaluation.train_group_counts.get(group).copied().unwrap_or(0);
+                format!("{name} {} % ({real} real training images)", percent(accuracy))
+            })
+            .collect();
+        (!groups.is_empty()).then(|| format!("{}: {}.", arm.label, groups.join(", ")))
+    };
+    summary.iter().filter_map(line).collect()
+}
+
 fn set_row(set: &SetResult) -> SetRow {
-    let codec = if set.codec == "raw" { String::new() } else { format!(", {}", set.codec) };
+    let stored = [set.codec.as_str(), set.resize_filter.as_str()];
+    let stored: String = stored
+        .into_iter()
+        .filter(|text| !["", "raw"].contains(text))
+        .map(|text| format!(", {text}"))
+        .collect();
     SetRow {
-        name: format!("{}, set {}{codec}", set.set, set.seed),
+        name: format!("{}, set {}{stored}", set.set, set.seed),
         cells: vec![
             set.images.to_string(),
             format!("{} / {}", set.retried, set.failed),

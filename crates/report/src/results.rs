@@ -12,6 +12,12 @@ pub struct Evaluation {
     pub classes: Vec<String>,
     /// Real training images per class.
     pub train_counts: Vec<u64>,
+    /// Names of the groups (`class/context`); empty if the data set has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// Real training images per group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub train_group_counts: Vec<u64>,
     /// One entry per trained classifier.
     pub runs: Vec<ArmRun>,
 }
@@ -46,6 +52,22 @@ pub struct Scores {
     pub rare3: Option<f64>,
     /// By class; null for a class without images.
     pub per_class: Vec<Option<f64>>,
+    /// By group; absent if the split has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<GroupScores>,
+}
+
+/// Top-1 accuracy of one classifier by group: a class in a context.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupScores {
+    /// Smallest accuracy of a group with images: the worst-group accuracy.
+    pub worst: f64,
+    /// The first group that has it.
+    pub worst_group: usize,
+    /// Mean over the groups with images.
+    pub mean: f64,
+    /// By group; null for a group without images.
+    pub per_group: Vec<Option<f64>>,
 }
 
 /// `stages/metrics/results.json`: the synthetic sets, image by image and as distributions.
@@ -90,6 +112,9 @@ pub struct SetResult {
     /// How its images are stored: a lossy codec is part of what is measured.
     #[serde(default = "raw")]
     pub codec: String,
+    /// Filter with which they were resized to be stored, which is a part of it too; empty if they were not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub resize_filter: String,
     /// Fréchet distance to test images in the same class proportions.
     pub fid: f64,
     /// PRDC density, k = 5.

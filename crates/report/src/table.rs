@@ -10,14 +10,30 @@ use std::fmt::Write as _;
 /// Reads one metric; `None` where no class is in the group.
 type Read = fn(&Scores) -> Option<f64>;
 
-/// Columns of the main table: key, heading, how to read it from the scores.
-pub const METRICS: [(&str, &str, Read); 5] = [
+/// A column of the main table: key, heading, how to read it from the scores.
+pub type Metric = (&'static str, &'static str, Read);
+
+/// Columns of the main table.
+const METRICS: [Metric; 5] = [
     ("all", "all", |scores| Some(scores.all)),
     ("many", "many (>100)", |scores| scores.many),
     ("medium", "medium (20-100)", |scores| scores.medium),
     ("few", "few (<20)", |scores| scores.few),
     ("rare3", "3 rarest", |scores| scores.rare3),
 ];
+
+/// More columns, where a data set has groups.
+const GROUP_METRICS: [Metric; 2] = [
+    ("worst_group", "worst group", |scores| scores.groups.as_ref().map(|groups| groups.worst)),
+    ("group_mean", "mean of groups", |scores| scores.groups.as_ref().map(|groups| groups.mean)),
+];
+
+/// The columns of a run.
+pub fn metrics(gathered: &Gathered) -> Vec<Metric> {
+    let has_groups = gathered.evaluation.as_ref().is_some_and(|evaluation| !evaluation.groups.is_empty());
+    let of_groups: &[Metric] = if has_groups { &GROUP_METRICS } else { &[] };
+    METRICS.iter().chain(of_groups).copied().collect()
+}
 
 /// One arm over its seeds.
 #[derive(Debug, Serialize)]
@@ -28,10 +44,13 @@ pub struct ArmSummary {
     pub label: String,
     /// Out of the race: see [`crate::ArmLabel`].
     pub is_ceiling: bool,
-    /// One cell per metric of [`METRICS`]; null where no class is in the group.
+    /// One cell per column of [`metrics`]; null where no class is in the group.
     pub cells: Vec<Option<Cell>>,
     /// Mean accuracy by class.
     pub per_class: Vec<Option<f64>>,
+    /// Mean accuracy by group; empty if the data set has none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub per_group: Vec<Option<f64>>,
 }
 
 /// A metric of an arm.
@@ -54,6 +73,7 @@ pub fn summarize(gathered: &Gathered, context: &Context) -> Vec<ArmSummary> {
         let values: Vec<f64> = of_arm(arm).into_iter().filter_map(read).collect();
         Interval::of(&values)
     };
+    let metrics = metrics(gathered);
     let arms = context.arms.iter().filter(|arm| !of_arm(&arm.name).is_empty());
     arms.map(|ArmLabel { name, label, is_ceiling }| {
         let cell = |read: Read| {
@@ -61,16 +81,19 @@ pub fn summarize(gathered: &Gathered, context: &Context) -> Vec<ArmSummary> {
             let baseline = (*name != context.baseline).then(|| over_seeds(&context.baseline, read)).flatten();
             Some(Cell { value, difference: baseline.map(|baseline| value.minus(&baseline)) })
         };
-        let per_class = (0..evaluation.classes.len()).map(|class| {
-            let values: Vec<f64> = of_arm(name).iter().filter_map(|s| *s.per_class.get(class)?).collect();
+        let mean = |read: &dyn Fn(&Scores) -> Option<f64>| {
+            let values: Vec<f64> = of_arm(name).into_iter().filter_map(read).collect();
             Interval::of(&values).map(|interval| interval.mean)
-        });
+        };
+        let of_class = |class: usize| mean(&|scores| *scores.per_class.get(class)?);
+        let of_group = |group: usize| mean(&|scores| *scores.groups.as_ref()?.per_group.get(group)?);
         ArmSummary {
             arm: name.clone(),
             label: label.clone(),
             is_ceiling: *is_ceiling,
-            cells: METRICS.iter().map(|(_, _, read)| cell(*read)).collect(),
-            per_class: per_class.collect(),
+            cells: metrics.iter().map(|(_, _, read)| cell(*read)).collect(),
+            per_class: (0..evaluation.classes.len()).map(of_class).collect(),
+            per_group: (0..evaluation.groups.len()).map(of_group).collect(),
         }
     })
     .collect()
@@ -87,7 +110,7 @@ pub fn csv(gathered: &Gathered) -> String {
                 let _ =
                     writeln!(out, "{},{set_seed},{},{split},{metric},{value:.6}", quote(&run.arm), run.seed);
             };
-            for (metric, _, read) in METRICS {
+            for (metric, _, read) in metrics(gathered) {
                 if let Some(value) = read(scores) {
                     line(metric, value);
                 }
@@ -96,6 +119,10 @@ pub fn csv(gathered: &Gathered) -> String {
                 if let Some(value) = value {
                     line(&format!("class {class}"), *value);
                 }
+            }
+            let groups = scores.groups.iter().flat_map(|groups| groups.per_group.iter().enumerate());
+            for (group, value) in groups.filter_map(|(group, value)| Some((group, (*value)?))) {
+                line(&format!("group {group}"), value);
             }
         }
     }
@@ -122,7 +149,7 @@ pub fn json(gathered: &Gathered, context: &Context, summary: &[ArmSummary]) -> R
         .collect();
     let value = serde_json::json!({
         "title": context.title, "identity": context.identity, "split": context.split,
-        "baseline": context.baseline, "metrics": METRICS.map(|(key, _, _)| key), "arms": summary,
+        "baseline": context.baseline, "metrics": metrics(gathered).iter().map(|(key, _, _)| key).collect::<Vec<_>>(), "arms": summary,
         "evaluation": gathered.evaluation, "sets": gathered.sets, "grid": gathered.grid,
         "toy": gathered.toy.as_ref().map(|toy| toy.arms.iter().map(|arm| serde_json::json!({
             "name": arm.name, "minority_share": arm.minority_share,

@@ -17,6 +17,7 @@ fn scores(all: f64, rare: f64) -> BTreeMap<String, Scores> {
         few: None,
         rare3: Some(rare),
         per_class,
+        groups: None,
     };
     BTreeMap::from([("test".to_string(), scores)])
 }
@@ -44,8 +45,25 @@ fn evaluation() -> Evaluation {
             .map(Into::into)
             .collect(),
         train_counts: vec![92, 1198, 33, 258, 55, 430, 20, 154, 718, 2000],
+        groups: Vec::new(),
+        train_group_counts: Vec::new(),
         runs: runs.collect(),
     }
+}
+
+/// Two contexts for each class; the third class in the second context has no test image.
+fn with_groups(mut evaluation: Evaluation) -> Evaluation {
+    let contexts = |class: &String| [format!("{class}/shop"), format!("{class}/street")];
+    evaluation.groups = evaluation.classes.iter().flat_map(contexts).collect();
+    evaluation.train_group_counts = (0..20).collect();
+    for run in &mut evaluation.runs {
+        let test = run.scores.get_mut("test").unwrap();
+        let mut per_group: Vec<Option<f64>> = (0..20).map(|group| Some(0.5 + 0.01 * group as f64)).collect();
+        (per_group[1], per_group[5]) = (Some(if run.arm == "feedback" { 0.4 } else { 0.2 }), None);
+        let worst = per_group[1].unwrap();
+        test.groups = Some(GroupScores { worst, worst_group: 1, mean: 0.6, per_group });
+    }
+    evaluation
 }
 
 fn context() -> Context {
@@ -83,6 +101,7 @@ fn full_run(run: &Path) {
     };
     let set = SetResult {
         codec: "jpeg:90".into(),
+        resize_filter: "bilinear antialiased".into(),
         set: "feedback".into(),
         seed: 0,
         images: 1788,
@@ -163,6 +182,31 @@ fn a_full_run_has_every_part_and_names_the_winner() {
     if let Some(path) = std::env::var_os("EQUIPOISE_SHOW_PAGE") {
         std::fs::write(path, html).unwrap();
     }
+}
+
+#[test]
+fn groups_have_their_columns_and_the_worst_ones_names() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "evaluate/results.json", &with_groups(evaluation()));
+    let report = render(&gather(dir.path()).unwrap(), &context()).unwrap();
+    let first = "On the worst group, \u{201c}feedback &#60;entropy&#62;\u{201d} comes first with 40.0";
+    assert!(report.html.contains(first), "{}", report.html);
+    assert!(
+        report.html.contains(
+            "balanced softmax: T-shirt/street 20.0 % (1 real training images), T-shirt/shop 50.0 %"
+        )
+    );
+    assert!(report.csv.contains("feedback,,0,test,worst_group,0.400000\n"));
+    assert!(report.csv.contains("bs,,0,test,group 1,0.200000\n") && !report.csv.contains("group 5,"));
+    let json: serde_json::Value = serde_json::from_str(&report.json).unwrap();
+    assert_eq!(json["metrics"][5], "worst_group");
+    assert_eq!(json["arms"][0]["cells"][5]["value"]["mean"], 0.2);
+    assert_eq!(json["arms"][0]["per_group"][5], serde_json::Value::Null);
+
+    put(dir.path(), "evaluate/results.json", &evaluation());
+    let without = render(&gather(dir.path()).unwrap(), &context()).unwrap();
+    let all = without.html + &without.csv + &without.json;
+    assert!(!all.to_lowercase().contains("group 1") && !all.contains("worst"));
 }
 
 #[test]

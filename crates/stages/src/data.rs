@@ -3,7 +3,7 @@
 use crate::nets::{DataShape, Frozen};
 use crate::step::Step;
 use equipoise_base::{Error, Result, ensure};
-use equipoise_catalog::list;
+use equipoise_catalog::{Groups, list};
 use equipoise_config::recipe::{Classes, Dataset, Helper};
 use equipoise_data::AugmentConfig;
 use equipoise_data::augment::Op;
@@ -27,12 +27,26 @@ impl Step {
     /// # Errors
     /// 65 or 74 if the list cannot be read or is empty.
     pub fn classes(&self) -> Result<Vec<String>> {
-        let names: Vec<String> = match &self.dataset()?.classes {
-            Classes::Names(names) => names.clone(),
-            Classes::File(path) => list::read_class_names(path)?,
-        };
+        let names = read_names(&self.dataset()?.classes)?;
         ensure!(!names.is_empty(), BadData, "data.classes: there is no class");
         Ok(names)
+    }
+
+    /// Names of the contexts; none if the data set has no groups.
+    ///
+    /// # Errors
+    /// 65 or 74 if the list cannot be read.
+    pub fn contexts(&self) -> Result<Vec<String>> {
+        self.dataset()?.contexts.as_ref().map_or(Ok(Vec::new()), read_names)
+    }
+
+    /// The groups of the data set; none if it has no contexts.
+    ///
+    /// # Errors
+    /// As [`Step::classes`].
+    pub fn groups(&self) -> Result<Option<Groups>> {
+        let (classes, contexts) = (self.classes()?, self.contexts()?);
+        Ok((!contexts.is_empty()).then_some(Groups { classes, contexts }))
     }
 
     /// Shape of images and number of classes.
@@ -88,6 +102,13 @@ impl Step {
     /// 78 if its augmentations cannot be read.
     pub fn evaluation_of(&self, name: &str) -> Result<AugmentConfig> {
         Ok(evaluation_ops(&self.helper_table(name)?.training.augment.parse()?))
+    }
+}
+
+fn read_names(names: &Classes) -> Result<Vec<String>> {
+    match names {
+        Classes::Names(names) => Ok(names.clone()),
+        Classes::File(path) => list::read_class_names(path),
     }
 }
 

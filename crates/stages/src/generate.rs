@@ -166,16 +166,17 @@ pub(crate) fn open(step: &Step) -> Result<(GenerateParams, Factory, Set<'_>)> {
     Ok((params, factory, set))
 }
 
-/// Encodes an image and adds it, or the fact that none could be made, to its shard.
+/// Encodes an image and adds it, or the fact that none could be made, to its shard. All images of a shard are of its
+/// `group`.
 ///
 /// # Errors
 /// 65 if it does not follow what the shard holds.
-pub(crate) fn append(file: &mut ImageShard, made: &Made) -> Result<()> {
+pub(crate) fn append(file: &mut ImageShard, made: &Made, group: Option<u32>) -> Result<()> {
     match &made.pixels {
         Some(pixels) => {
             let row = Row {
                 index: made.index,
-                group: -1,
+                group: group.map_or(-1, i64::from),
                 seed: made.seed,
                 condition: made.condition,
                 flags: made.flags,
@@ -284,7 +285,9 @@ impl Factory {
 /// The generator of a recipe: a folder of a latent diffusion, or a network over pixels.
 fn source(step: &Step, params: &GenerateParams, shape: &DataShape) -> Result<Box<dyn Source>> {
     if let (Some(folder), Some(condition)) = (&params.diffusion.folder, &params.condition) {
-        return Ok(Box::new(LatentSource::open(step, folder, condition, &params.split, shape)?));
+        let by_group = params.plan.parse::<PlanConfig>()?.is_by_group();
+        let groups = by_group.then(|| layout(step, params)).transpose()?;
+        return Ok(Box::new(LatentSource::open(step, folder, condition, &params.split, groups, shape)?));
     }
     let weights = match &params.diffusion.weights {
         Some(file) => file.clone(),
@@ -293,6 +296,25 @@ fn source(step: &Step, params: &GenerateParams, shape: &DataShape) -> Result<Box
     let generator = Generator::load(&params.diffusion, &weights, shape)?;
     let [height, width] = shape.size;
     Ok(Box::new(PixelSource { generator, shape: [shape.channels, height, width] }))
+}
+
+/// Where every image of the plan belongs: by class, or by group.
+///
+/// # Errors
+/// 65 if the split cannot be read; 78 if the plan is by group and its images have none.
+fn layout(step: &Step, params: &GenerateParams) -> Result<Layout> {
+    let plan: PlanConfig = params.plan.parse()?;
+    let config = LayoutConfig { batch: params.batch, batches_per_shard: params.batches_per_shard };
+    if !plan.is_by_group() {
+        let (classes, counts) = inputs::split_counts(step, &params.split)?;
+        return Layout::new(config, &classes, &plan.plan(&counts).synthetic());
+    }
+    let no_groups = || {
+        let split = &params.split;
+        Error::config(format!("data.splits.{split}: a plan by group needs a source that says contexts"))
+    };
+    let groups = inputs::split_groups(step, &params.split)?.ok_or_else(no_groups)?;
+    Layout::grouped(config, &step.classes()?, &plan.plan(&groups.counts()).synthetic())
 }
 
 /// A set being made.
@@ -316,10 +338,7 @@ pub(crate) struct Set<'a> {
 
 impl<'a> Set<'a> {
     fn new(step: &'a Step, params: &GenerateParams, named: &SetParams, identity: Identity) -> Result<Self> {
-        let (classes, counts) = inputs::split_counts(step, &params.split)?;
-        let plan: PlanConfig = params.plan.parse()?;
-        let layout = LayoutConfig { batch: params.batch, batches_per_shard: params.batches_per_shard };
-        let layout = Layout::new(layout, &classes, &plan.plan(&counts).synthetic())?;
+        let (classes, layout) = (step.classes()?, layout(step, params)?);
         let shape = step.data_shape()?;
         let criterion = match &params.feedback {
             Some(feedback) => feedback.0["criterion"].as_str().unwrap_or_default().to_string(),
@@ -417,7 +436,7 @@ impl<'a> Set<'a> {
             identity: self.identity.to_string(),
             class: shard.class.0,
             class_name: self.classes[shard.class.0 as usize].clone(),
-            prompt: source.prompt(shard.class),
+            prompt: source.prompt(shard.class, shard.images.start),
             first: shard.images.start,
             planned: shard.images.end - shard.images.start,
             shape: self.shape,
@@ -451,7 +470,7 @@ impl<'a> Set<'a> {
             }
             let keep = batch.images.end - batch.images.start;
             for made in synthesizer.batch(shard.class, batch.images.start, keep, SUB_SEEDS)? {
-                append(&mut file, &made)?;
+                append(&mut file, &made, shard.group)?;
             }
             on_batch(keep)?;
         }

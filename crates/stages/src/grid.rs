@@ -2,7 +2,7 @@
 
 use crate::generate::{Factory, GenerateParams};
 use crate::step::Step;
-use equipoise_base::{ClassId, Result};
+use equipoise_base::{ClassId, Error, Result};
 use equipoise_diffusion::criterion::{Guide, Targets, Viewed};
 use equipoise_report::results::Grid;
 use equipoise_shards::Image;
@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 
 #[derive(Clone, Debug, Deserialize)]
 struct GridParams {
+    class: Option<String>,
     cfg_scale: Vec<f64>,
     omega: Vec<f64>,
     images: u64,
@@ -49,8 +50,15 @@ pub fn run(step: &Step) -> Result<()> {
     let view = step.view_of(&params.judge)?;
     let judge = Viewed::new(&judge, &view);
     let (classes, counts) = crate::inputs::split_counts(step, &params.generate.split)?;
-    // The rarest class is the one that matters most.
-    let class = equipoise_catalog::shots::rarest(&counts, 1).first().copied().unwrap_or(0);
+    let sampled: Vec<u32> = match &params.class {
+        Some(name) => vec![number_of(&classes, name)?],
+        None => (0..classes.len() as u32).collect(),
+    };
+    // Of several, the rarest class is the one that matters most.
+    let class = match sampled[..] {
+        [only] => only as usize,
+        _ => equipoise_catalog::shots::rarest(&counts, 1).first().copied().unwrap_or(0),
+    };
     let cells: Vec<(f64, f64)> = params
         .cfg_scale
         .iter()
@@ -59,7 +67,7 @@ pub fn run(step: &Step) -> Result<()> {
     let mut own = Vec::new();
     for (number, &(scale, omega)) in cells.iter().enumerate().filter(|(n, _)| n % step.world() == step.rank())
     {
-        let shown = (class as u32, classes.len() as u32);
+        let shown = (class as u32, &sampled[..]);
         own.push(Cell { number, ..cell(&factory, &params, (scale, omega), &judge, shown)? });
         step.comm_beat();
     }
@@ -84,7 +92,7 @@ pub fn run(step: &Step) -> Result<()> {
         criterion: criterion.unwrap_or_default().to_string(),
         agreement: table(|cell| cell.agreement),
         value: table(|cell| cell.value),
-        images: params.images * classes.len() as u64,
+        images: params.images * sampled.len() as u64,
     };
     let images: Vec<Vec<Image>> =
         all.chunks(columns).map(|row| row.iter().map(Cell::image).collect()).collect::<Result<_>>()?;
@@ -97,12 +105,18 @@ pub fn run(step: &Step) -> Result<()> {
     step.commit_json(&step.dir().join("results.json"), &grid)
 }
 
+fn number_of(classes: &[String], name: &str) -> Result<u32> {
+    let found = classes.iter().position(|class| class == name);
+    let unknown = || Error::config(format!("grid.class: there is no class '{name}'"));
+    found.map(|number| number as u32).ok_or_else(unknown)
+}
+
 fn cell(
     factory: &Factory,
     params: &GridParams,
     (scale, omega): (f64, f64),
     judge: &dyn Guide,
-    (show, classes): (u32, u32),
+    (show, classes): (u32, &[u32]),
 ) -> Result<Cell> {
     let mut generate = params.generate.clone();
     generate.cfg_scale = scale;
@@ -113,7 +127,7 @@ fn cell(
     let synthesizer = factory.synthesizer(&generate)?;
     let indices: Vec<u64> = (0..params.images).collect();
     let (mut right, mut value, mut pixels) = (0., 0., Vec::new());
-    for class in 0..classes {
+    for &class in classes {
         let sampled = synthesizer.sample(ClassId(class), &indices, 0, synthesizer.precision)?;
         let labels =
             Tensor::full([params.images as i64], i64::from(class), (Kind::Int64, sampled.images.device()));
@@ -133,7 +147,7 @@ fn cell(
             pixels = crate::synthesis::to_pixels(&sampled.images.get(0));
         }
     }
-    let total = (params.images * u64::from(classes)) as f64;
+    let total = (params.images * classes.len() as u64) as f64;
     let [channels, height, width] = synthesizer.shape.map(|side| side as usize);
     let (agreement, value) = (right / total, value / total);
     Ok(Cell { number: 0, agreement, value, shape: [height, width, channels], pixels })

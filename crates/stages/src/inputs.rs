@@ -3,7 +3,7 @@
 use crate::step::Step;
 use equipoise_base::{Error, Result, ensure};
 use equipoise_data::ImageSet;
-use equipoise_shards::{ImageShard, Packed};
+use equipoise_shards::{ImageShard, Packed, PackedReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -44,6 +44,43 @@ pub fn split(step: &Step, split: &str) -> Result<Images> {
 pub fn split_counts(step: &Step, split: &str) -> Result<(Vec<String>, Vec<u64>)> {
     let packed = Packed::read(&split_file(step, split))?;
     Ok((packed.meta().class_names.clone(), packed.counts()))
+}
+
+/// Names of the groups of a prepared split, and the group of each of its images.
+#[derive(Clone, Debug)]
+pub struct SplitGroups {
+    /// By group.
+    pub names: Vec<String>,
+    /// By image.
+    pub of_image: Vec<i64>,
+}
+
+impl SplitGroups {
+    /// Images of each group.
+    pub fn counts(&self) -> Vec<u64> {
+        let mut counts = vec![0; self.names.len()];
+        for group in self.of_image.iter().filter_map(|&group| usize::try_from(group).ok()) {
+            counts[group] += 1;
+        }
+        counts
+    }
+}
+
+/// The groups of a prepared split; none if it has none. No pixel is read.
+///
+/// # Errors
+/// 65 naming the file if it is damaged.
+pub fn split_groups(step: &Step, split: &str) -> Result<Option<SplitGroups>> {
+    let path = split_file(step, split);
+    let packed = PackedReader::open(&path)?;
+    let names = packed.meta().group_names.clone();
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let of_image: Vec<i64> = packed.rows().iter().map(|row| row.group).collect();
+    let known = of_image.iter().all(|&group| (-1..names.len() as i64).contains(&group));
+    ensure!(known, BadData, "{}: an image is of none of its {} groups", path.display(), names.len());
+    Ok(Some(SplitGroups { names, of_image }))
 }
 
 /// A synthetic set, in the order of its shard list.

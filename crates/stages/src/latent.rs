@@ -8,7 +8,7 @@ use crate::step::Step;
 use equipoise_base::{ClassId, Error, ExitCode, Identity, Result, ensure};
 use equipoise_config::method;
 use equipoise_data::ImageSource as _;
-use equipoise_diffusion::condition_config::ConditionConfig;
+use equipoise_diffusion::condition_config::{ConditionConfig, ImageCondition};
 use equipoise_diffusion::decoder::{DecodeMemory, Decoder, decode};
 use equipoise_diffusion::guidance::Denoiser;
 use equipoise_diffusion::image_embedding::DropoutTarget;
@@ -18,6 +18,7 @@ use equipoise_diffusion::text_conditional::{Condition, TextConditional};
 use equipoise_diffusion::view::resize;
 use equipoise_nn::runtime;
 use equipoise_pretrained::Folder;
+use equipoise_workplan::Layout;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,6 +30,9 @@ pub struct LatentSource {
     config: ConditionConfig,
     hash: Identity,
     classes: Vec<String>,
+    contexts: Vec<String>,
+    /// Says the group of each image, if the plan is by group.
+    groups: Option<Layout>,
     /// Channels, height and width of a latent image.
     shape: [i64; 3],
     /// Height and width of a stored image.
@@ -93,7 +97,7 @@ impl Examples {
 }
 
 impl LatentSource {
-    /// Loads the folder of `[diffusion]`; `split` has the real images.
+    /// Loads the folder of `[diffusion]`; `split` has the real images, `groups` is the plan if it is by group.
     ///
     /// # Errors
     /// 65 naming what is missing or damaged in the folder, or a class without real images; 78 if the condition does
@@ -103,6 +107,7 @@ impl LatentSource {
         folder: &Path,
         condition: &method::Condition,
         split: &str,
+        groups: Option<Layout>,
         shape: &DataShape,
     ) -> Result<Self> {
         let config: ConditionConfig = condition.parse()?;
@@ -119,12 +124,12 @@ impl LatentSource {
             pipeline.decoder = pipeline.decoder.grey();
         }
         let classes = step.classes()?;
-        let examples = match &pipeline.images {
-            Some(images) => {
+        let examples = match (&pipeline.images, config.image) {
+            (Some(images), ImageCondition::Random) => {
                 images.noising.check_level(config.noise_level)?;
                 Some(Examples::new(inputs::split(step, split)?, &classes, split)?)
             }
-            None => None,
+            _ => None,
         };
         let sampled = config.size.unwrap_or(pipeline.native_size());
         Ok(Self {
@@ -135,6 +140,8 @@ impl LatentSource {
             pipeline,
             config,
             classes,
+            contexts: step.contexts()?,
+            groups,
             sampled,
             examples,
         })
@@ -152,13 +159,15 @@ impl LatentSource {
 
     /// Class labels [N, 2E] of a batch: embeddings of real images, noised and thinned out.
     fn class_labels(&self, batch: &BatchId) -> Result<Option<Tensor>> {
-        let (Some(conditioner), Some(examples)) = (&self.pipeline.images, &self.examples) else {
-            return Ok(None);
+        let Some(conditioner) = &self.pipeline.images else { return Ok(None) };
+        let width = conditioner.noising.width();
+        let Some(examples) = &self.examples else {
+            let options = (Kind::Float, runtime::device());
+            return Ok(Some(Tensor::zeros([batch.indices.len() as i64, 2 * width], options)));
         };
         let rows = batch.indices.iter().map(|&index| examples.row(batch, index));
         let embeddings: Vec<Tensor> =
             rows.map(|row| examples.embedding(conditioner, row)).collect::<Result<_>>()?;
-        let width = conditioner.noising.width();
         let dropout = &self.config.dropout;
         let thin = |x: Tensor, target: DropoutTarget| {
             if dropout.target != target || dropout.p == 0. {
@@ -197,7 +206,8 @@ impl Source for LatentSource {
 
     fn bind<'s>(&'s self, batch: &BatchId, scale: f64) -> Result<Box<dyn Denoiser + 's>> {
         let count = batch.indices.len() as i64;
-        let text = self.text(&self.prompt(batch.class))?.expand([count, -1, -1], false);
+        let first = batch.indices.first().copied().unwrap_or(0);
+        let text = self.text(&self.prompt(batch.class, first))?.expand([count, -1, -1], false);
         let condition = Condition { text, class_labels: self.class_labels(batch)? };
         let negative = self.text(&self.config.negative_prompt)?;
         Ok(Box::new(TextConditional::new(&self.pipeline.unet, condition, &negative, scale)?))
@@ -216,8 +226,11 @@ impl Source for LatentSource {
         self.examples.as_ref().map(|examples| examples.row(batch, index))
     }
 
-    fn prompt(&self, class: ClassId) -> String {
-        self.config.prompt_of(&self.classes[class.0 as usize])
+    fn prompt(&self, class: ClassId, index: u64) -> String {
+        let group = self.groups.as_ref().and_then(|layout| layout.group_of(class, index));
+        // Groups are numbered context by context within each class.
+        let context = group.and_then(|group| self.contexts.get(group as usize % self.contexts.len().max(1)));
+        self.config.prompt_of(&self.classes[class.0 as usize], context.map_or("", String::as_str))
     }
 
     fn resize_filter(&self) -> &str {

@@ -14,8 +14,8 @@ use equipoise_diffusion::feedback::FeedbackConfig;
 use equipoise_metrics::{Confusion, Diversity, Fid, Prdc};
 use equipoise_report::Interval;
 use equipoise_report::results::{CriterionGain, Reference, SetMetrics, SetResult};
-use equipoise_shards::Image;
 use equipoise_shards::contact::{SheetRow, SheetStyle, contact_sheet};
+use equipoise_shards::{Image, ShardReader};
 use equipoise_workplan::CodecConfig;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -212,7 +212,14 @@ fn measure(
     };
     let index = crate::generate::ShardIndex::read(&step.set_path(set, seed))?;
     let stored = step.recipe().sets.get(set).map(|set| set.generate.codec.parse::<CodecConfig>());
+    let resize_filter = match index.shards.first() {
+        Some(entry) => {
+            ShardReader::open(&step.set_path(set, seed).join(&entry.path))?.meta().resize_filter.clone()
+        }
+        None => String::new(),
+    };
     Ok(SetResult {
+        resize_filter,
         codec: stored.transpose()?.unwrap_or_default().to_string(),
         set: set.to_string(),
         seed,

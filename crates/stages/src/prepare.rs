@@ -2,7 +2,7 @@
 
 use crate::step::Step;
 use equipoise_base::{Result, ensure};
-use equipoise_catalog::{Selection, Source, counts};
+use equipoise_catalog::{Grouped, Selection, Source, counts};
 use equipoise_config::method;
 use equipoise_data::files::{BadImages, FilesConfig};
 use equipoise_data::{Filter, read};
@@ -48,6 +48,7 @@ pub fn run(step: &Step) -> Result<()> {
     };
     let chosen = selection.select(&found.images.labels, classes.len(), step.recipe().run.seed)?;
     ensure!(!chosen.is_empty(), BadData, "split '{}': no image is left after the selection", params.split);
+    let groups = groups_of(step, &source)?;
     let images = &found.images;
     let shape = [images.height, images.width, images.channels];
     let wanted = [params.size[0] as usize, params.size[1] as usize, params.channels as usize];
@@ -65,15 +66,16 @@ pub fn run(step: &Step) -> Result<()> {
         part: 0,
         parts: 1,
         class_names: classes.clone(),
-        group_names: Vec::new(),
+        group_names: groups.as_ref().map(|(names, _)| names.clone()).unwrap_or_default(),
         bad_images: found.bad.iter().map(|bad| format!("{}: {}", bad.path.display(), bad.reason)).collect(),
         tool_version: tool_version(),
     };
     let codec = params.codec.as_ref().map_or(Ok(Codec::Raw), crate::generate::codec)?;
     let mut packed = Packed::new(meta, codec, Some(shape))?;
     for &at in &chosen {
-        let row =
-            PackedRow { label: i64::from(images.labels[at]), group: -1, index: found.positions[at] as u64 };
+        let position = found.positions[at];
+        let group = groups.as_ref().map_or(-1, |(_, groups)| i64::from(groups[position]));
+        let row = PackedRow { label: i64::from(images.labels[at]), group, index: position as u64 };
         let image = Image::new(shape[0], shape[1], shape[2], images.image(at).pixels.to_vec())?;
         packed.push(row, &codec.encode(&image)?)?;
     }
@@ -91,4 +93,11 @@ pub fn run(step: &Step) -> Result<()> {
     );
     let summary = json!({ "split": params.split, "images": chosen.len(), "left_out": found.bad.len(), "counts": counts });
     step.commit_json(&step.dir().join("summary.json"), &summary)
+}
+
+/// Names of the groups, and the group of each image of the source; none if the data set or the source has no contexts.
+fn groups_of(step: &Step, source: &Source) -> Result<Option<(Vec<String>, Vec<u32>)>> {
+    let Some(groups) = step.groups()? else { return Ok(None) };
+    let Some(grouped) = Grouped::read(source)? else { return Ok(None) };
+    Ok(Some((groups.names(), grouped.groups(&groups)?)))
 }

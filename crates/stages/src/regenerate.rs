@@ -261,23 +261,23 @@ fn retry_failed(step: &Step) -> Result<Ended> {
         let failed = old.failed().iter().copied().collect();
         let again = make_again(&synthesizer, &shard, &failed, MORE_SUB_SEEDS)?;
         if again.iter().any(|made| made.pixels.is_some()) {
-            step.commit(&path, &generate::bytes_of(&mut completed(&old, again)?)?)?;
+            step.commit(&path, &generate::bytes_of(&mut completed(&old, again, shard.group)?)?)?;
         }
     }
     Ok(if step.all_done(!stopped)? { Ended::Done } else { Ended::Stopped })
 }
 
 /// A shard with its failed images in their places, as if they had been made in the first place.
-fn completed(old: &ImageShard, again: Vec<Made>) -> Result<ImageShard> {
+fn completed(old: &ImageShard, again: Vec<Made>, group: Option<u32>) -> Result<ImageShard> {
     let mut file = ImageShard::new(old.meta().clone())?;
     let mut again = again.into_iter().peekable();
     for (position, row) in old.rows().iter().enumerate() {
         while let Some(made) = again.next_if(|made| made.index < row.index) {
-            generate::append(&mut file, &made)?;
+            generate::append(&mut file, &made, group)?;
         }
         file.push(*row, old.images().stored(position), old.criterion(position))?;
     }
-    again.try_for_each(|made| generate::append(&mut file, &made))?;
+    again.try_for_each(|made| generate::append(&mut file, &made, group))?;
     Ok(file)
 }
 
@@ -322,17 +322,18 @@ mod tests {
         let (mut whole, mut holed) = (shard(4, 5), shard(4, 5));
         for index in 4..9 {
             let image = made(index, Some(index as u8));
-            generate::append(&mut whole, &image).unwrap();
+            generate::append(&mut whole, &image, Some(7)).unwrap();
             let seen = if [4, 6, 8].contains(&index) { made(index, None) } else { image };
-            generate::append(&mut holed, &seen).unwrap();
+            generate::append(&mut holed, &seen, Some(7)).unwrap();
         }
         assert_eq!(holed.failed(), [4, 6, 8]);
         let again = |last| vec![made(4, Some(4)), made(6, Some(6)), made(8, last)];
-        assert_eq!(completed(&holed, again(Some(8))).unwrap().write().unwrap(), whole.write().unwrap());
-        let partly = completed(&holed, again(None)).unwrap();
+        let complete = completed(&holed, again(Some(8)), Some(7)).unwrap();
+        assert_eq!(complete.write().unwrap(), whole.write().unwrap());
+        let partly = completed(&holed, again(None), Some(7)).unwrap();
         assert_eq!((partly.len(), partly.failed()), (4, &[8][..]));
         assert!(partly.is_finished());
-        let row = Row { index: 4, group: -1, seed: 4, condition: None, flags: Flags::NONE };
+        let row = Row { index: 4, group: 7, seed: 4, condition: None, flags: Flags::NONE };
         assert_eq!(partly.rows()[0], row);
     }
 }

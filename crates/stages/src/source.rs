@@ -86,8 +86,8 @@ pub trait Source {
     fn condition(&self, _batch: &BatchId, _index: u64) -> Option<u64> {
         None
     }
-    /// Text that images of a class are conditioned on; empty if none.
-    fn prompt(&self, _class: ClassId) -> String {
+    /// Text that the image with this index in its class is conditioned on; empty if none. Images of one batch share it.
+    fn prompt(&self, _class: ClassId, _index: u64) -> String {
         String::new()
     }
     /// Filter with which images were resized to be stored; empty if none.

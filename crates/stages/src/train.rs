@@ -11,9 +11,10 @@ use equipoise_config::{Kind as StageKind, method};
 use equipoise_data::{AugmentConfig, BatchBuilder, MicroBatch, Shape};
 use equipoise_models::arch::Classifier;
 use equipoise_nn::layers::{BatchNorm2d, Mode};
-use equipoise_nn::{MemoryFormat, Module as _, Params, Precision, runtime};
+use equipoise_nn::{MemoryFormat, Module as _, Params, Precision, runtime, weights};
 use equipoise_workplan::{OrderConfig, Pool, TrainingOrder};
 use serde::Deserialize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tch::Tensor;
 
@@ -22,6 +23,7 @@ use tch::Tensor;
 struct TrainParams {
     split: String,
     arch: method::Arch,
+    init_from: Option<PathBuf>,
     loss: method::Loss,
     optimizer: method::Optimizer,
     schedule: method::LearningRate,
@@ -35,6 +37,7 @@ struct TrainParams {
     seed: u64,
     set: Option<String>,
     set_seed: Option<u64>,
+    set_images: Option<u64>,
     extra_split: Option<String>,
 }
 
@@ -54,15 +57,19 @@ pub fn run(step: &Step) -> Result<Ended> {
     let seed = Key::new(step.recipe().run.seed, "train").class(kind_number(step)).index(params.seed).hash();
     let store = Params::new(seed, tch::Kind::Float, runtime::device());
     let classifier = Classifier::new(&params.arch.parse()?, store, shape.channels, shape.classes)?;
+    if let Some(file) = &params.init_from {
+        classifier.load_backbone(&file.display().to_string(), &weights::read(file)?)?;
+    }
     let sampling: OrderConfig = params.sampling.parse()?;
     let loss: LossConfig = params.loss.parse()?;
-    let seen = mixture(&sampling, &counts, extra.as_ref().map(|extra| class_counts(extra, counts.len())));
+    let added = extra.as_ref().map(|extra| added(extra, params.set_images));
+    let seen = mixture(&sampling, &counts, added.as_ref().map(|pool| counts_of(&pool.labels, counts.len())));
     let objective = Recognition {
         loss: Loss::new(&loss, &Counts::new(&counts).with_mixture(&seen)?)?,
         classifier,
         precision: params.precision,
     };
-    let order = order(&params, &sampling, seed, &real, extra.as_ref())?;
+    let order = order(&params, &sampling, seed, &real, added)?;
     let builder = builder(step, &params.augment.parse()?, &shape, &real, extra.as_ref())?;
     let config = TrainingConfig {
         steps: params.steps,
@@ -82,11 +89,24 @@ fn kind_number(step: &Step) -> u64 {
 
 /// Images of each class.
 pub fn class_counts(images: &Images, classes: usize) -> Vec<u64> {
+    counts_of(&images.set.labels, classes)
+}
+
+fn counts_of(labels: &[u32], classes: usize) -> Vec<u64> {
     let mut counts = vec![0; classes];
-    for &label in &images.set.labels {
+    for &label in labels {
         counts[label as usize] += 1;
     }
     counts
+}
+
+/// What is trained on beside the real images: of each class, those with an index below `first`.
+fn added(extra: &Images, first: Option<u64>) -> Pool {
+    let all = Pool::of_set(1, &extra.set.labels);
+    let Some(first) = first else { return all };
+    let taken = (0..all.len()).filter(|&at| extra.index[at] < first);
+    let (items, labels) = taken.map(|at| (all.items[at], all.labels[at])).unzip();
+    Pool { items, labels }
 }
 
 /// The class frequencies that training sees, scaled to the number of real images: the prior of the mixture.
@@ -108,11 +128,11 @@ fn order(
     config: &OrderConfig,
     seed: u64,
     real: &Images,
-    extra: Option<&Images>,
+    added: Option<Pool>,
 ) -> Result<TrainingOrder> {
-    let pool = |set: u32, images: &Images| Pool::of_set(set, &images.set.labels);
-    let synthetic = extra.map(|extra| pool(1, extra)).unwrap_or_default();
-    TrainingOrder::new(seed, config, params.global_batch, params.micro_batch, pool(0, real), synthetic)
+    let real = Pool::of_set(0, &real.set.labels);
+    let added = added.unwrap_or_default();
+    TrainingOrder::new(seed, config, params.global_batch, params.micro_batch, real, added)
 }
 
 /// The loader's builder over the real images and what is added to them.
@@ -125,7 +145,8 @@ pub fn builder(
 ) -> Result<BatchBuilder> {
     let images = std::iter::once(real).chain(extra);
     let sets = images.map(|images| Arc::clone(&images.set) as Arc<dyn equipoise_data::ImageSource>).collect();
-    let [height, width] = shape.size.map(|side| side as usize);
+    // What is stored may be larger than what is trained on.
+    let [height, width] = augment.output_size(shape.size.map(|side| side as usize));
     let shape = Shape { channels: shape.channels as usize, height, width };
     let builder = BatchBuilder::new(sets, augment.clone(), shape, step.recipe().run.threads as usize)?;
     Ok(builder.placed_by(runtime::pinned))

@@ -8,9 +8,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum PlanConfig {
-    /// Real images plus as many synthetic ones as bring each class (or group) to `n`; larger classes stay as they are.
+    /// Real images plus as many synthetic ones as bring each class to `n`; larger classes stay as they are.
     BalanceTo {
         /// Images per class afterwards.
+        n: u64,
+    },
+    /// As `balance_to`, but for each group, a class in a context: those without any real image too (seed 002 on NICO++).
+    BalanceGroupsTo {
+        /// Images per group afterwards.
         n: u64,
     },
     /// Real images plus `n` synthetic ones per class.
@@ -53,14 +58,21 @@ impl PlanConfig {
     pub fn class(self, count: u64) -> ClassPlan {
         let real = ClassPlan { real: count, ..ClassPlan::default() };
         match self {
-            Self::BalanceTo { n } => ClassPlan { synthetic: n.saturating_sub(count), ..real },
+            Self::BalanceTo { n } | Self::BalanceGroupsTo { n } => {
+                ClassPlan { synthetic: n.saturating_sub(count), ..real }
+            }
             Self::Add { n } => ClassPlan { synthetic: n, ..real },
             Self::Only { n } => ClassPlan { synthetic: n, ..ClassPlan::default() },
             Self::Random { n } => ClassPlan { extra_real: if count == 0 { 0 } else { n }, ..real },
         }
     }
 
-    /// The plan for a data set with these counts.
+    /// Whether the counts that it completes are those of groups, not of classes.
+    pub fn is_by_group(self) -> bool {
+        matches!(self, Self::BalanceGroupsTo { .. })
+    }
+
+    /// The plan for a data set with these counts, of classes or of groups.
     pub fn plan(self, counts: &[u64]) -> Plan {
         Plan { classes: counts.iter().map(|&count| self.class(count)).collect() }
     }
@@ -119,7 +131,8 @@ mod tests {
             left -= *count;
         }
         assert_eq!((left, counts.iter().sum::<u64>(), counts.contains(&0)), (0, 62_657, true));
-        assert_eq!(PlanConfig::BalanceTo { n: 811 }.plan(&counts).totals().synthetic, 229_303);
+        let plan = PlanConfig::BalanceGroupsTo { n: 811 };
+        assert_eq!((plan.plan(&counts).totals().synthetic, plan.is_by_group()), (229_303, true));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! From images to batches to shards: the same for every number of ranks, restart and order of work.
 //!
-//! A **batch** is a fixed number of consecutive images of one class. The last batch of a class is computed at the
+//! A **batch** is a fixed number of consecutive images of one class, or of one group where classes have groups. The last batch of a class is computed at the
 //! full fixed shape, because a smaller one could choose other kernels and so other bits, but only its planned images
-//! are kept. A **shard** is a whole number of batches of one class and becomes one file.
+//! are kept. A **shard** is a whole number of batches of one class (or group) and becomes one file.
+//!
+//! The images of a class are numbered through its groups, group after group: class and index alone identify an image.
 
 use equipoise_base::{ClassId, Result, ensure};
 use schemars::JsonSchema;
@@ -31,7 +33,8 @@ impl Default for LayoutConfig {
 pub struct Layout {
     config: LayoutConfig,
     classes: Vec<Class>,
-    /// Number of shards before each class, and at the end of all: a shard's class is found by search.
+    blocks: Vec<Block>,
+    /// Number of shards before each block, and at the end of all: a shard's block is found by search.
     starts: Vec<u64>,
 }
 
@@ -41,6 +44,15 @@ struct Class {
     planned: u64,
 }
 
+/// What no batch reaches across: the images of a class or, where there are groups, of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Block {
+    class: u32,
+    group: Option<u32>,
+    /// By index within the class.
+    images: Range<u64>,
+}
+
 /// One shard: consecutive images of one class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
@@ -48,6 +60,8 @@ pub struct Shard {
     pub id: u64,
     /// Class.
     pub class: ClassId,
+    /// Group of all its images, if the plan is by group.
+    pub group: Option<u32>,
     /// Images, by index within the class.
     pub images: Range<u64>,
     /// Path within the set, `<class>/<class>-<first>-of-<n>.h5`.
@@ -72,20 +86,51 @@ impl Layout {
     /// # Errors
     /// 78 when a size is 0, or names and counts differ in number.
     pub fn new(config: LayoutConfig, names: &[String], planned: &[u64]) -> Result<Self> {
-        ensure!(config.batch > 0, Config, "batch must be at least 1");
-        ensure!(config.batches_per_shard > 0, Config, "batches_per_shard must be at least 1");
         let (named, counted) = (names.len(), planned.len());
         ensure!(named == counted, Config, "{named} class names for {counted} planned classes");
-        let folders = folders(names);
-        let classes: Vec<Class> =
-            folders.into_iter().zip(planned).map(|(folder, &planned)| Class { folder, planned }).collect();
-        let mut starts = vec![0];
-        for class in &classes {
-            starts.push(
-                starts[starts.len() - 1] + class.planned.div_ceil(config.batch * config.batches_per_shard),
-            );
+        let block =
+            |(class, &planned): (usize, &u64)| Block { class: class as u32, group: None, images: 0..planned };
+        Self::of_blocks(config, names, planned.iter().enumerate().map(block).collect())
+    }
+
+    /// Lays out `planned[g]` images of each group, the groups of a class one after the other: class `g / contexts`,
+    /// where there are as many contexts for each class named in `names`.
+    ///
+    /// # Errors
+    /// As [`Layout::new`].
+    pub fn grouped(config: LayoutConfig, names: &[String], planned: &[u64]) -> Result<Self> {
+        let (named, counted) = (names.len(), planned.len());
+        ensure!(
+            named > 0 && counted.is_multiple_of(named),
+            Config,
+            "{counted} planned groups do not share {named} classes equally"
+        );
+        let contexts = (counted / named).max(1);
+        let mut blocks = Vec::with_capacity(counted);
+        for (class, planned) in planned.chunks(contexts).enumerate() {
+            let mut first = 0;
+            for (context, planned) in planned.iter().enumerate() {
+                let group = Some((class * contexts + context) as u32);
+                blocks.push(Block { class: class as u32, group, images: first..first + planned });
+                first += planned;
+            }
         }
-        Ok(Self { config, classes, starts })
+        Self::of_blocks(config, names, blocks)
+    }
+
+    /// `blocks` are in the order of classes, and cover each from 0 on.
+    fn of_blocks(config: LayoutConfig, names: &[String], blocks: Vec<Block>) -> Result<Self> {
+        ensure!(config.batch > 0, Config, "batch must be at least 1");
+        ensure!(config.batches_per_shard > 0, Config, "batches_per_shard must be at least 1");
+        let of_name = |folder| Class { folder, planned: 0 };
+        let mut classes: Vec<Class> = folders(names).into_iter().map(of_name).collect();
+        let mut starts = vec![0];
+        for Block { class, images, .. } in &blocks {
+            classes[*class as usize].planned = images.end;
+            let shards = (images.end - images.start).div_ceil(config.batch * config.batches_per_shard);
+            starts.push(starts[starts.len() - 1] + shards);
+        }
+        Ok(Self { config, classes, blocks, starts })
     }
 
     /// Number of shards.
@@ -113,19 +158,28 @@ impl Layout {
         if id >= self.len() {
             return None;
         }
-        // The last class that starts at or before `id`: classes without images share their start with the next.
-        let class = self.starts.partition_point(|&start| start <= id) - 1;
-        let Class { folder, planned } = &self.classes[class];
+        // The last block that starts at or before `id`: blocks without images share their start with the next.
+        let block = self.starts.partition_point(|&start| start <= id) - 1;
+        let Block { class, group, images } = &self.blocks[block];
+        let Class { folder, planned } = &self.classes[*class as usize];
         let size = self.config.batch * self.config.batches_per_shard;
-        let first = (id - self.starts[class]) * size;
+        let first = images.start + (id - self.starts[block]) * size;
         let digits = planned.to_string().len().max(5);
         Some(Shard {
             id,
-            class: ClassId(class as u32),
-            images: first..(first + size).min(*planned),
+            class: ClassId(*class),
+            group: *group,
+            images: first..(first + size).min(images.end),
             path: format!("{folder}/{folder}-{first:0digits$}-of-{planned:0digits$}.h5"),
             batch: self.config.batch,
         })
+    }
+
+    /// The group of a planned image; none if the plan is not by group, or the image is not planned.
+    pub fn group_of(&self, class: ClassId, index: u64) -> Option<u32> {
+        let first = self.blocks.partition_point(|block| block.class < class.0);
+        let mut of_class = self.blocks[first..].iter().take_while(|block| block.class == class.0);
+        of_class.find(|block| block.images.contains(&index)).and_then(|block| block.group)
     }
 
     /// All shards, by class and first image.
@@ -216,6 +270,36 @@ mod tests {
         let batches: Vec<Batch> = last.batches().collect();
         assert_eq!(batches, [Batch { class: ClassId(0), images: 8..10, computed: 4 }]);
         assert_eq!(layout.claim_order(), [0, 2, 1]);
+    }
+
+    #[test]
+    fn groups_share_a_class_and_no_shard() {
+        let names = ["cat", "dog"].map(str::to_string);
+        let config = LayoutConfig { batch: 4, batches_per_shard: 2 };
+        // cat: 3, 0 and 9 images in three contexts; dog: 0, 5 and 1.
+        let layout = Layout::grouped(config, &names, &[3, 0, 9, 0, 5, 1]).unwrap();
+        let shards: Vec<_> =
+            layout.shards().map(|shard| (shard.path, shard.class.0, shard.group, shard.images)).collect();
+        let expected = [
+            ("cat/cat-00000-of-00012.h5", 0, Some(0), 0..3),
+            ("cat/cat-00003-of-00012.h5", 0, Some(2), 3..11),
+            ("cat/cat-00011-of-00012.h5", 0, Some(2), 11..12),
+            ("dog/dog-00000-of-00006.h5", 1, Some(4), 0..5),
+            ("dog/dog-00005-of-00006.h5", 1, Some(5), 5..6),
+        ];
+        assert_eq!(
+            shards,
+            expected.map(|(path, class, group, images)| (path.to_string(), class, group, images))
+        );
+        assert_eq!((layout.images(), layout.len()), (18, 5));
+        let group = |class, index| layout.group_of(ClassId(class), index);
+        assert_eq!(
+            [group(0, 2), group(0, 3), group(1, 4), group(1, 5), group(1, 6)],
+            [Some(0), Some(2), Some(4), Some(5), None]
+        );
+        assert!(Layout::grouped(config, &names, &[1, 2, 3]).is_err());
+        let plain = Layout::new(config, &names, &[12, 6]).unwrap();
+        assert!(plain.shards().all(|shard| shard.group.is_none()) && plain.group_of(ClassId(0), 1).is_none());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `equipoise plan --simulate`: how long the sets take on ranks that differ in speed and fail.
 
-use crate::classes;
+use crate::classes::{Counts, Planned};
 use crate::output::{self, Format};
 use crate::runner::Run;
 use equipoise_base::rng::Key;
@@ -8,7 +8,6 @@ use equipoise_base::{ExitCode, Result, ensure};
 use equipoise_config::recipe::{Dataset, Set};
 use equipoise_telemetry::human_duration;
 use equipoise_workplan::simulate::{Failures, Simulation, simulate};
-use equipoise_workplan::{Layout, LayoutConfig, PlanConfig};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -98,14 +97,11 @@ fn row(
     failures: Option<Failures>,
 ) -> Result<Row> {
     let generate = &set.generate;
-    let names = classes::names(data)?;
     let counts = match data.splits.get(&generate.split) {
-        Some(split) => classes::split_counts(&run.resolved.recipe, data, &generate.split, split)?,
-        None => Vec::new(),
+        Some(split) => Counts::read(&run.resolved.recipe, data, &generate.split, split)?,
+        None => Counts::default(),
     };
-    let planned = generate.plan.parse::<PlanConfig>()?.plan(&counts).synthetic();
-    let config = LayoutConfig { batch: generate.batch, batches_per_shard: generate.batches_per_shard };
-    let layout = Layout::new(config, &names, &planned)?;
+    let layout = Planned::new(data, generate, &counts)?.layout;
     let size = |id| layout.shard(id).map_or(0, |shard| shard.images.end - shard.images.start);
     let sizes: Vec<u64> = layout.claim_order().into_iter().map(size).collect();
     let Simulation { makespan, busy, idle_tail, lost, failures } = simulate(&sizes, speeds, failures);

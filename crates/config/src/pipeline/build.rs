@@ -2,7 +2,7 @@
 //! the stages it reads; never its neighbours, so that adding an arm leaves the others as they are.
 
 use super::{Kind, Stage};
-use crate::recipe::{Classes, Diffusion, Helper, Set};
+use crate::recipe::{Classes, Classifier, Diffusion, Helper, Set};
 use crate::resolved::Resolved;
 use crate::tree::canonical;
 use equipoise_base::{Error, Identity, Result, rng};
@@ -74,10 +74,10 @@ impl<'a> Builder<'a> {
     fn prepare(&mut self) -> Result<()> {
         let resolved = self.resolved;
         let Some(data) = &resolved.recipe.data else { return Ok(()) };
-        let content = match &data.classes {
-            Classes::File(file) => json!(self.file_identity("data.classes", file)?),
-            Classes::Names(names) => json!(names),
-        };
+        let mut content = self.names_identity("data.classes", &data.classes)?;
+        if let Some(contexts) = &data.contexts {
+            content = json!([content, self.names_identity("data.contexts", contexts)?]);
+        }
         for split in data.splits.names() {
             let name = format!("prepare.{split}");
             self.add(Kind::Prepare, name, vec![], content.clone(), &|all| {
@@ -90,13 +90,29 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    fn names_identity(&self, key: &str, names: &Classes) -> Result<Value> {
+        Ok(match names {
+            Classes::File(file) => json!(self.file_identity(key, file)?),
+            Classes::Names(names) => json!(names),
+        })
+    }
+
+    /// The content of the weights that a training starts from; nothing if it starts from a seed.
+    fn init_identity(&self, path: &str, training: &Classifier) -> Result<Value> {
+        match &training.init_from {
+            None => Ok(Value::Null),
+            Some(file) => Ok(json!({ "init_from": self.file_identity(&format!("{path}.init_from"), file)? })),
+        }
+    }
+
     fn helpers(&mut self) -> Result<()> {
         let resolved = self.resolved;
         for (name, helper) in
             resolved.recipe.classifiers.iter().filter(|(_, helper)| helper.weights.is_none())
         {
             let after = vec![format!("prepare.{}", helper.training.split)];
-            self.add(Kind::Classifier, format!("train.{name}"), after, Value::Null, &|all| {
+            let content = self.init_identity(&format!("classifiers.{name}"), &helper.training)?;
+            self.add(Kind::Classifier, format!("train.{name}"), after, content, &|all| {
                 let mut params = without(&all["classifiers"][name], &[]);
                 params.insert("classifier".into(), json!(name));
                 params.entry("seed").or_insert(json!(helper.seed));
@@ -212,7 +228,11 @@ impl<'a> Builder<'a> {
             let mut after = vec![format!("prepare.{}", run.split)];
             after.extend(run.extra_split.as_ref().map(|split| format!("prepare.{split}")));
             after.extend(run.set_seed.and_then(|k| Some(format!("generate.{}.k{k}", run.set.as_ref()?))));
-            self.add(Kind::Arm, stage, after, Value::Null, &|all| {
+            let content = match resolved.recipe.arms.get(arm) {
+                Some(table) => self.init_identity(&format!("arms.{arm}"), &table.training)?,
+                None => Value::Null,
+            };
+            self.add(Kind::Arm, stage, after, content, &|all| {
                 let mut params = without(&all["arms"][arm], &["seeds", "label"]);
                 params.insert("arm".into(), json!(arm));
                 params.insert("seed".into(), json!(run.seed));

@@ -92,6 +92,10 @@ impl Checker<'_> {
             if let Some(split) = &arm.extra_split {
                 self.split(&format!("{path}.extra_split"), split);
             }
+            if arm.set.is_none() && arm.set_images.is_some() {
+                let path = format!("{path}.set_images");
+                self.wrong(&path, format!("{path}: there is no set to take images from"));
+            }
             if arm.set.is_some() && arm.extra_split.is_some() {
                 self.wrong(&path, format!("{path}: has both a set and an extra_split; make two arms of it"));
             }
@@ -145,6 +149,7 @@ impl Checker<'_> {
             self.variance(&path, set);
             self.hardness_keys(&path, set);
             self.condition(&path, set);
+            self.groups(&path, set);
             if set.generate.feedback.is_some() {
                 match &set.generate.guide {
                     Some(guide) => {
@@ -177,6 +182,28 @@ impl Checker<'_> {
                 self.wrong(&path, format!("{path}: only a generator of diffusion.folder takes one"));
             }
             _ => {}
+        }
+    }
+
+    /// A plan by group needs contexts, and gives each image one; a prompt can only name what an image has.
+    fn groups(&mut self, path: &str, set: &Set) {
+        let by_group = set.generate.plan.0["kind"] == "balance_groups_to";
+        let data = self.resolved.recipe.data.as_ref();
+        if by_group && data.is_some_and(|data| data.contexts.is_none()) {
+            let path = format!("{path}.plan.kind");
+            self.wrong(
+                &path,
+                format!("{path}: a plan by group needs data.contexts, the names of the contexts"),
+            );
+        }
+        if !by_group && names_context(set) {
+            let path = format!("{path}.condition.prompt");
+            self.wrong(
+                &path,
+                format!(
+                    "{path}: {{context}} needs plan.kind = 'balance_groups_to', which gives each image one"
+                ),
+            );
         }
     }
 
@@ -225,11 +252,22 @@ impl Checker<'_> {
         }
         if let Some(grid) = &recipe.grid {
             self.refers("grid.set", "set", &grid.set, &recipe.sets.names());
+            if recipe.sets.get(&grid.set).is_some_and(names_context) {
+                let message =
+                    "grid.set: the images of a grid have no {context}, which the prompt of this set names";
+                self.wrong("grid.set", message);
+            }
         }
         if let Some(baseline) = &recipe.report.baseline {
             self.refers("report.baseline", "arm", baseline, &recipe.arms.names());
         }
     }
+}
+
+/// Whether the prompt of a set names the context of an image.
+fn names_context(set: &Set) -> bool {
+    let prompt = set.generate.condition.as_ref().map(|condition| condition.0["prompt"].to_string());
+    prompt.is_some_and(|prompt| prompt.contains("{context}"))
 }
 
 /// Whether the generator has variance channels.

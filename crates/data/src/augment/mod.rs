@@ -40,6 +40,11 @@ impl AugmentConfig {
         Ok(())
     }
 
+    /// Height and width of what becomes of an image of this height and width.
+    pub fn output_size(&self, size: [usize; 2]) -> [usize; 2] {
+        self.ops.iter().fold(size, |size, op| op.output_size(size))
+    }
+
     /// Puts `image` on the canvas in `channels` channels, in [0, 1], and transforms it as `key` says.
     ///
     /// The result is a function of the image, the configuration and the key. Each transform draws from its own
@@ -96,7 +101,8 @@ mod tests {
         let run = |key| {
             let mut canvas = Canvas::default();
             config.apply(image.view(), 3, key, &mut canvas);
-            assert_eq!((canvas.channels(), canvas.height(), canvas.width()), (3, 8, 8));
+            let [height, width] = config.output_size([image.height, image.width]);
+            assert_eq!((canvas.channels(), canvas.height(), canvas.width()), (3, height, width));
             assert!(canvas.planes().iter().all(|value| value.is_finite()));
             canvas.planes().to_vec()
         };
@@ -104,6 +110,15 @@ mod tests {
         let different: std::collections::BTreeSet<Vec<u32>> =
             (0..20).map(|key| run(key).iter().map(|value| value.to_bits()).collect()).collect();
         assert_eq!(different.len(), 20);
+    }
+
+    #[test]
+    fn sizes_are_known_beforehand() {
+        let size = |text: &str| parse(text).unwrap().output_size([12, 10]);
+        assert_eq!(size(r#"[{"op": "hflip"}, {"op": "crop", "padding": 2}]"#), [12, 10]);
+        assert_eq!(size(r#"[{"op": "crop", "size": 7}]"#), [7, 7]);
+        assert_eq!(size(r#"[{"op": "resize", "size": 5}]"#), [6, 5]);
+        assert_eq!(size(r#"[{"op": "resized_crop", "size": 9}, {"op": "center_crop", "size": 8}]"#), [8, 8]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::canvas::{Canvas, Window};
 use super::draw;
 use crate::resample::Filter;
+use crate::resize::shorter_side;
 use equipoise_base::rng::Stream;
 use equipoise_base::{Result, ensure};
 use schemars::JsonSchema;
@@ -156,6 +157,17 @@ impl Op {
             Self::GaussianBlur { .. } => "gaussian_blur",
             Self::Normalize { .. } => "normalize",
             Self::Erase { .. } => "erase",
+        }
+    }
+
+    /// Height and width after the transform.
+    pub(super) fn output_size(&self, [height, width]: [usize; 2]) -> [usize; 2] {
+        match self {
+            Self::Crop { size: Some(size), .. }
+            | Self::ResizedCrop { size, .. }
+            | Self::CenterCrop { size } => [*size; 2],
+            Self::Resize { size, .. } => shorter_side(height, width, *size).into(),
+            _ => [height, width],
         }
     }
 
