@@ -20,9 +20,18 @@ pub fn names(data: &Dataset) -> Result<Vec<String>> {
 /// # Errors
 /// 65, 74 naming the file that cannot be read; 78 where the selection does not fit.
 pub fn split_counts(recipe: &Recipe, data: &Dataset, name: &str, split: &Split) -> Result<Vec<u64>> {
+    counted(recipe, data, name, split).map(|(counts, _)| counts)
+}
+
+/// [`split_counts`], and how many images the source has before the selection.
+///
+/// # Errors
+/// As [`split_counts`].
+pub fn counted(recipe: &Recipe, data: &Dataset, name: &str, split: &Split) -> Result<(Vec<u64>, u64)> {
     let classes = names(data)?.len();
     let source = split.source.parse::<Source>()?.under(&data.root);
     let labels = labels::read(&source)?;
+    let read = labels.len() as u64;
     let named = |error: Error| error.context(format!("data.splits.{name}"));
     let selected = match &split.select {
         Some(select) => {
@@ -32,5 +41,5 @@ pub fn split_counts(recipe: &Recipe, data: &Dataset, name: &str, split: &Split) 
         }
         None => labels,
     };
-    counts::of_labels(&selected, classes).map_err(named)
+    Ok((counts::of_labels(&selected, classes).map_err(named)?, read))
 }
