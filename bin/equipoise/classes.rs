@@ -33,6 +33,8 @@ pub struct Counts {
     pub classes: Vec<u64>,
     /// By group; none if the data set or the source of the split has no contexts.
     pub groups: Option<Vec<u64>>,
+    /// Images of the source before the selection.
+    pub read: u64,
 }
 
 impl Counts {
@@ -60,7 +62,8 @@ impl Counts {
             }
             _ => None,
         };
-        Ok(Self { classes: counts::of_labels(&chosen(&labels), classes).map_err(named)?, groups })
+        let classes = counts::of_labels(&chosen(&labels), classes).map_err(named)?;
+        Ok(Self { classes, groups, read: labels.len() as u64 })
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod classes;
 mod commands;
+mod cost;
 mod jobs;
 mod output;
 mod runner;
@@ -17,7 +18,8 @@ use equipoise_base::ExitCode;
 #[command(name = "equipoise", version = equipoise_config::BUILD_ID, max_term_width = 110)]
 #[command(after_help = "Examples:\n  \
     equipoise init quickstart > my.toml   a commented recipe to start from\n  \
-    equipoise plan my.toml                what it would do, and whether it fits on the disk\n  \
+    equipoise calibrate my.toml           how fast this machine is at it\n  \
+    equipoise plan my.toml                what it would do and take, and whether it fits on the disk\n  \
     equipoise run my.toml                 do it; type it again to go on after a stop\n  \
     equipoise submit my.toml              the same as batch jobs of Slurm\n  \
     equipoise status runs/quickstart      how far it is\n\n\

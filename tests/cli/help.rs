@@ -3,8 +3,9 @@
 use crate::util::Dir;
 use std::process::Command;
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "init",
+    "calibrate",
     "plan",
     "run",
     "submit",

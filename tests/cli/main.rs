@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+mod calibrate;
 mod config;
 mod help;
 mod plan;

@@ -133,8 +133,8 @@ fn imagenet_lt_takes_1_184_154_images() {
     let quality = plan(&dir, "fg-imagenet-lt-quality");
     assert_eq!(sets(&quality)[..6], six.map(|name| (name, 20_000)));
     assert_eq!((sets(&quality).len(), stages(&quality).contains(&"grid")), (9, true));
-    let unknown = dir.equipoise(&["plan", "my.toml", "--set", "grid.class=African camelion"]).fails(78);
-    assert!(unknown.contains("grid.class") && unknown.contains("African chameleon"), "{unknown}");
+    let unknown = dir.equipoise(&["plan", "my.toml", "--set", "grid.classes=['African camelion']"]).fails(78);
+    assert!(unknown.contains("grid.classes") && unknown.contains("African chameleon"), "{unknown}");
 }
 
 #[test]

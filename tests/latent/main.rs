@@ -118,3 +118,56 @@ fn a_strength_that_makes_nan_ends_with_1() {
     assert!(output.contains("came out unusable"), "{output}");
     assert!(temp.join("run/sets/published.k0/index.json").is_file());
 }
+
+/// Guidance scale against strength, and rows of the dropout probability (seed 002 Fig. 9 and 12-14), on any ranks.
+#[test]
+fn sweeps_over_a_latent_folder_are_the_same_on_one_and_two_ranks() {
+    let sweeps = [
+        "grid.set=published",
+        "grid.cfg_scale=[1.0, 5.0]",
+        "grid.omega=[0.0, 0.1]",
+        "grid.images=2",
+        "grid.classes=['Shirt', 'Coat']",
+        "dropout.set=unguided",
+        "dropout.p=[0.0, 0.5, 1.0]",
+        "dropout.images=3",
+        "dropout.classes=['Shirt']",
+    ];
+    let runs = [1, 2].map(|ranks| {
+        let temp = TempRun::default();
+        finish(run(&temp.join("run"), ranks, &sweeps));
+        temp
+    });
+    let [one, two] = runs.each_ref().map(|temp| results(&temp.join("run")));
+    assert_same(&one, &two, "2 ranks");
+    for picture in
+        ["grid/grid-of-Shirt-omega-left-to-right.png", "dropout/dropout-of-Shirt-beside-the-real-image.png"]
+    {
+        let [one, two] =
+            runs.each_ref().map(|temp| std::fs::read(temp.join("run/stages").join(picture)).unwrap());
+        assert!(one == two && one.len() > 200, "{picture}");
+    }
+    let read = |stage: &str| -> serde_json::Value {
+        serde_json::from_slice(&one[Path::new(&format!("stages/{stage}/results.json"))]).unwrap()
+    };
+    let (grid, dropout) = (read("grid"), read("dropout"));
+    assert_eq!((&grid["class"], &grid["images"]), (&"Shirt".into(), &4.into()));
+    // Without strength the scale alone decides; with it the criterion moves.
+    assert_ne!(grid["value"][0][0], grid["value"][0][1]);
+    let diversity = |row: usize| dropout["rows"][row]["diversity"].as_f64().unwrap();
+    assert!(diversity(0) >= 0.0 && diversity(0) != diversity(1), "{dropout}");
+    let page = std::fs::read_to_string(runs[0].join("run/report.html")).unwrap();
+    assert!(page.contains("Dropout of the image condition") && page.contains("dropout of Shirt"));
+    let (code, output) = failure(run(
+        &runs[0].join("other"),
+        1,
+        &[
+            "grid.set=paper",
+            "grid.cfg_scale=[1.0]",
+            "grid.omega=[0.1]",
+            "grid.images=1",
+            "grid.classes=['Hat']",
+        ],
+    ));
+    assert!(code == Some(78) && output.contains("there is no class 'Hat'"), "{output}");
+}

@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 mod batch;
+mod calibrate;
 mod cancel;
 mod completions;
 mod config;
@@ -17,6 +18,7 @@ mod submit;
 mod verify;
 mod weights;
 
+use crate::runner::shell_word;
 use clap::Subcommand;
 use equipoise_base::{Error, ExitCode, Result};
 use equipoise_config::{Resolved, load_recipe, load_resolved};
@@ -26,6 +28,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Init(init::Args),
+    Calibrate(calibrate::Args),
     Plan(plan::Args),
     Run(run::Args),
     Submit(submit::Args),
@@ -48,6 +51,7 @@ impl Command {
     pub fn run(&self) -> Result<ExitCode> {
         match self {
             Command::Init(args) => init::run(args),
+            Command::Calibrate(args) => calibrate::run(args),
             Command::Plan(args) => plan::run(args),
             Command::Run(args) => run::run(args),
             Command::Submit(args) => submit::run(args),
@@ -68,7 +72,7 @@ impl Command {
 
     /// It starts step binaries and waits for them.
     pub fn starts_steps(&self) -> bool {
-        matches!(self, Command::Run(_) | Command::Resume(_))
+        matches!(self, Command::Run(_) | Command::Resume(_) | Command::Calibrate(_))
     }
 }
 
@@ -87,6 +91,18 @@ impl RecipeArgs {
     /// The configuration: a recipe with the site's and the user's settings, or what a run directory holds.
     fn resolve(&self) -> Result<Resolved> {
         self.resolve_with(&[])
+    }
+
+    /// The run directory that was given instead of a recipe.
+    fn run_dir(&self) -> Option<PathBuf> {
+        self.recipe.is_dir().then(|| self.recipe.clone())
+    }
+
+    /// The recipe, its changes and the run directory as one would type them again.
+    fn as_typed(&self, run: Option<&Path>) -> String {
+        let sets = self.sets.iter().map(|set| format!(" --set {}", shell_word(Path::new(set))));
+        let run = run.map(|run| format!(" --run {}", shell_word(run))).unwrap_or_default();
+        format!("{}{run}{}", shell_word(&self.recipe), sets.collect::<String>())
     }
 
     /// The configuration with more settings on top.

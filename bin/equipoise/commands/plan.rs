@@ -1,35 +1,46 @@
 //! `equipoise plan`: stages, exact counts, space; before anything is computed.
 
+mod actual;
 mod dry_run;
+mod room;
+mod show;
 mod simulate;
+mod time;
 
-pub use dry_run::dry_run;
+pub use dry_run::{Speeds, dry_run};
 
 use super::RecipeArgs;
+use super::run::decided;
 use crate::classes::{self, Counts, Planned};
+use crate::cost::Estimator;
 use crate::output::{self, Format};
 use crate::runner::{self, Run};
+use actual::OnDisk;
 use equipoise_base::{Error, ExitCode, Result, ensure};
 use equipoise_config::method::Codec;
 use equipoise_config::nearest::hint;
 use equipoise_config::recipe::{Dataset, Set};
 use equipoise_config::{Kind, Stage};
+use equipoise_report::Cost;
 use equipoise_rundir::vfs::Space;
 use equipoise_rundir::{RealFs, Vfs};
-use equipoise_workplan::parameters::{ClassifierSize, UNetSize};
-use equipoise_workplan::space::Checkpoints;
-use equipoise_workplan::{ClassPlan, CodecConfig};
-use serde::{Deserialize as _, Serialize};
+use equipoise_workplan::{ClassPlan, CodecConfig, Layout};
+use room::Room;
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use time::{StageTime, Times, Total};
 
-/// Show what a recipe would do: stages, exact counts per class and set, bytes and files.
+/// Show what a recipe would do and take: stages, exact counts per class and set, hours, bytes and files.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     equipoise plan my.toml\n  \
+    equipoise calibrate my.toml && equipoise plan my.toml   with hours\n  \
+    equipoise plan my.toml --calibration h200.json          hours on the machine that was calibrated\n  \
+    equipoise plan runs/quickstart                          of a run that has ended: expected and taken\n  \
     equipoise plan my.toml --set generate.plan.n=1300 --output json\n  \
-    equipoise plan my.toml --simulate 1024 --mtbf 14400   how long sets take on ranks that fail every four hours\n  \
-    equipoise submit my.toml --dry-run                    hours and attempts as batch jobs\n\n\
+    equipoise plan my.toml --simulate 1024 --mtbf 14400     how long sets take on ranks that fail every four hours\n  \
+    equipoise submit my.toml --dry-run                      hours and attempts as batch jobs\n\n\
     Exits 73 if the space or the number of files left does not suffice.")]
 pub struct Args {
     #[command(flatten)]
@@ -37,6 +48,12 @@ pub struct Args {
     /// Run directory [default: run.root/run.name].
     #[arg(long = "run", value_name = "DIR")]
     run: Option<PathBuf>,
+    /// What `equipoise calibrate` has measured [default: RUN/calibration.json, if it is there].
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Another run whose finished stages have measured speeds too.
+    #[arg(long, value_name = "RUN")]
+    measured: Option<PathBuf>,
     #[command(flatten)]
     simulate: simulate::Simulate,
     /// How to print.
@@ -44,12 +61,8 @@ pub struct Args {
     output: Format,
 }
 
-/// Bytes that an image takes beside its pixels: seed, checksum, criterion values, side files.
-const IMAGE_OVERHEAD: u64 = 256;
-/// Logs, metrics and side files of a stage.
-const STAGE_BYTES: u64 = 1 << 20;
-/// Their number.
-const STAGE_FILES: u64 = 16;
+/// Bytes of a shard in the list of a set's shards.
+const INDEX_ENTRY: u64 = 190;
 
 /// What a recipe comes to.
 #[derive(Debug, Serialize)]
@@ -60,8 +73,10 @@ struct Plan {
     stages: Vec<StagePlan>,
     splits: Vec<SplitPlan>,
     sets: Vec<SetPlan>,
-    bytes: u64,
-    files: u64,
+    time: Total,
+    #[serde(flatten)]
+    room: Room,
+    on_disk: OnDisk,
     free_bytes: u64,
     /// Null where the file system has no limit.
     free_files: Option<u64>,
@@ -75,6 +90,9 @@ struct StagePlan {
     ranks: usize,
     after: Vec<String>,
     identity: String,
+    time: StageTime,
+    #[serde(flatten)]
+    room: Room,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,6 +101,9 @@ struct SplitPlan {
     images: u64,
     codec: String,
     bytes: u64,
+    /// Images of each class and group.
+    #[serde(skip)]
+    counts: Counts,
 }
 
 /// One set; the same for each of its seeds.
@@ -98,6 +119,8 @@ struct SetPlan {
     codec: String,
     bytes: u64,
     files: u64,
+    #[serde(skip)]
+    layout: Layout,
 }
 
 #[derive(Debug, Serialize)]
@@ -109,20 +132,29 @@ struct ClassRow {
 
 /// Plans.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let resolved = args.recipe.resolve()?;
-    let dir = args.run.clone().unwrap_or_else(|| resolved.run_dir());
-    let run = Run::new(resolved, dir)?;
+    let run = decided(&args.recipe, args.run.as_deref())?;
     if let Some(ranks) = args.simulate.ranks() {
         return simulate::run(&run, ranks, &args.simulate, args.output);
     }
-    let plan = plan(&run)?;
+    let estimator = Estimator::new(&run, args.measured.as_deref(), args.calibration.as_deref())?;
+    let plan = plan(&run, &estimator)?;
     match args.output {
         Format::Json => output::json(&plan),
-        Format::Text => print(&plan),
+        Format::Text => show::print(&plan, &args.recipe.as_typed(args.run.as_deref())),
     }
-    let free = Space { bytes: plan.free_bytes, inodes: plan.free_files.unwrap_or(u64::MAX) };
-    fits(run.dir.root(), plan.bytes, plan.files, free)?;
+    plan.require_room()?;
     Ok(ExitCode::Done)
+}
+
+impl Plan {
+    /// # Errors
+    /// 73 if what is not there yet does not fit on the disk.
+    fn require_room(&self) -> Result<()> {
+        let free = Space { bytes: self.free_bytes, inodes: self.free_files.unwrap_or(u64::MAX) };
+        let bytes = self.room.peak_bytes.saturating_sub(self.on_disk.bytes);
+        let files = self.room.peak_files.saturating_sub(self.on_disk.files);
+        fits(&self.run, bytes, files, free)
+    }
 }
 
 /// Refuses to start what cannot end for lack of space.
@@ -136,31 +168,33 @@ pub fn check_space(run: &Run, needed: &[&Stage]) -> Result<()> {
         Err(_) if needed.iter().all(|stage| stage.kind != Kind::Prepare) => return Ok(()),
         Err(error) => return Err(error),
     };
-    let (mut bytes, mut files) = (0, 0);
+    let recipe = &run.resolved.recipe;
+    let mut room = room::of_run();
     for stage in needed {
-        let (more_bytes, more_files) = sizes.of_stage(stage);
-        bytes += more_bytes;
-        files += more_files;
+        room += sizes.room(recipe, stage, runner::ranks_of(recipe, stage)?);
     }
-    fits(run.dir.root(), bytes, files, space(run.dir.root())?)
+    fits(run.dir.root(), room.peak_bytes, room.peak_files, space(run.dir.root())?)
 }
 
-fn plan(run: &Run) -> Result<Plan> {
+fn plan(run: &Run, estimator: &Estimator) -> Result<Plan> {
     let recipe = &run.resolved.recipe;
     let sizes = Sizes::read(run)?;
-    let (mut bytes, mut files) = (0, 0);
+    let times = Times::new(run, &sizes, estimator)?;
+    let mut room = room::of_run();
     let mut stages = Vec::new();
     for stage in &run.stages {
-        let (more_bytes, more_files) = sizes.of_stage(stage);
-        bytes += more_bytes;
-        files += more_files;
+        let ranks = runner::ranks_of(recipe, stage)?;
+        let own = sizes.room(recipe, stage, ranks);
+        room += own;
         stages.push(StagePlan {
             name: stage.name.clone(),
             kind: stage.kind,
             program: stage.kind.program(),
-            ranks: runner::ranks_of(recipe, stage)?,
+            ranks,
             after: stage.after.clone(),
             identity: stage.identity.to_string(),
+            time: times.of(stage, ranks)?,
+            room: own,
         });
     }
     let free = space(run.dir.root())?;
@@ -168,14 +202,36 @@ fn plan(run: &Run) -> Result<Plan> {
         run: run.dir.root().to_owned(),
         ranks: recipe.run.ranks,
         threads: recipe.run.threads,
+        time: Total::of(stages.iter().map(|stage| (&stage.time, stage.ranks)), recipe, estimator),
         stages,
         splits: sizes.splits,
         sets: sizes.sets,
-        bytes,
-        files,
+        room,
+        on_disk: actual::on_disk(&run.dir)?,
         free_bytes: free.bytes,
         free_files: (free.inodes != u64::MAX).then_some(free.inodes),
     })
+}
+
+/// What stages were expected to take, from the calibration in the run directory, and took; empty without one.
+///
+/// # Errors
+/// Those of reading the data, the calibration or the records of stages.
+pub fn costs(run: &Run) -> Result<BTreeMap<String, Cost>> {
+    let estimator = Estimator::new(run, None, None)?;
+    let mut costs = BTreeMap::new();
+    if estimator.calibration.is_none() {
+        return Ok(costs);
+    }
+    let sizes = Sizes::read(run)?;
+    let times = Times::new(run, &sizes, &estimator)?;
+    for stage in &run.stages {
+        let time = times.of(stage, runner::ranks_of(&run.resolved.recipe, stage)?)?;
+        if let (Some(expected), Some(_)) = (time.seconds, time.measured_by) {
+            costs.insert(stage.name.clone(), Cost { expected, took: time.took });
+        }
+    }
+    Ok(costs)
 }
 
 /// Counts and sizes of what a run writes.
@@ -184,34 +240,37 @@ struct Sizes {
     sets: Vec<SetPlan>,
     channels: u64,
     classes: u64,
-    /// Checkpoints kept.
-    keep: u64,
 }
 
 impl Sizes {
     fn read(run: &Run) -> Result<Self> {
         let recipe = &run.resolved.recipe;
-        let keep = u64::from(recipe.checkpoint.keep);
-        let mut sizes = Self { splits: Vec::new(), sets: Vec::new(), channels: 0, classes: 0, keep };
+        let mut sizes = Self { splits: Vec::new(), sets: Vec::new(), channels: 0, classes: 0 };
         let Some(data) = &recipe.data else { return Ok(sizes) };
-        let mut counts = BTreeMap::new();
         for (name, split) in data.splits.iter() {
-            let of_split = Counts::read(recipe, data, name, split)?;
-            let images = of_split.classes.iter().sum();
+            let counts = Counts::read(recipe, data, name, split)?;
+            let images = counts.classes.iter().sum();
             let codec: CodecConfig = data.codec.as_ref().map_or(Ok(CodecConfig::Raw), Codec::parse)?;
-            let bytes = images * (codec.image_bytes(samples(data)) + IMAGE_OVERHEAD);
-            sizes.splits.push(SplitPlan { name: name.into(), images, codec: codec.to_string(), bytes });
-            counts.insert(name, of_split);
+            let bytes = codec.file_bytes(images, samples(data), 0);
+            let codec = codec.to_string();
+            sizes.splits.push(SplitPlan { name: name.into(), images, codec, bytes, counts });
         }
         let names = classes::names(data)?;
         (sizes.channels, sizes.classes) = (u64::from(data.channels), names.len() as u64);
-        if let Some(class) = recipe.grid.as_ref().and_then(|grid| grid.class.as_ref()) {
+        let swept = [
+            ("grid", recipe.grid.as_ref().and_then(|grid| grid.classes.as_ref())),
+            ("dropout", recipe.dropout.as_ref().and_then(|dropout| dropout.classes.as_ref())),
+        ];
+        for (table, class) in swept.into_iter().flat_map(|(table, wanted)| {
+            wanted.into_iter().flatten().map(move |class| (table, class))
+        }) {
             let known: Vec<&str> = names.iter().map(String::as_str).collect();
-            let message = || format!("grid.class: there is no class '{class}'{}", hint(class, &known));
+            let message = || format!("{table}.classes: there is no class '{class}'{}", hint(class, &known));
             ensure!(names.contains(class), Config, "{}", message());
         }
         for (name, set) in recipe.sets.iter() {
-            let counts = counts.get(set.generate.split.as_str()).cloned().unwrap_or_default();
+            let counts =
+                sizes.split(&set.generate.split).map(|split| split.counts.clone()).unwrap_or_default();
             sizes.sets.push(SetPlan::new(name, set, data, &counts)?);
         }
         Ok(sizes)
@@ -224,43 +283,18 @@ impl Sizes {
     fn set(&self, name: &str) -> Option<&SetPlan> {
         self.sets.iter().find(|set| set.name == name)
     }
-
-    /// Bytes and files of one stage.
-    fn of_stage(&self, stage: &Stage) -> (u64, u64) {
-        let text = |key: &str| stage.params[key].as_str().unwrap_or_default();
-        let (bytes, files) = match stage.kind {
-            Kind::Prepare => self.split(text("split")).map_or((0, 0), |split| (split.bytes, 1)),
-            Kind::Generate => self.set(text("set")).map_or((0, 0), |set| (set.bytes, set.files)),
-            Kind::Classifier | Kind::Arm | Kind::Diffusion => self.checkpoints(stage).unwrap_or_default(),
-            _ => (0, 0),
-        };
-        (bytes + STAGE_BYTES, files + STAGE_FILES)
-    }
-}
-
-impl Sizes {
-    /// Bytes and files of a training's checkpoints; none for a network whose size is not known before it is built.
-    fn checkpoints(&self, stage: &Stage) -> Option<(u64, u64)> {
-        let is_generator = stage.kind == Kind::Diffusion;
-        let (parameters, training) = match is_generator {
-            true => {
-                let network = UNetSize::deserialize(&stage.params["model"]).ok()?;
-                // One row more than classes: the null label of classifier-free guidance.
-                (network.count(self.channels, self.classes + 1), &stage.params["train"])
-            }
-            false => {
-                let network = ClassifierSize::deserialize(&stage.params["arch"]).ok()?;
-                (network.count(self.channels, self.classes), &stage.params)
-            }
-        };
-        let optimizer_states = if training["optimizer"]["kind"] == "adamw" { 2 } else { 1 };
-        let checkpoints =
-            Checkpoints { parameters, optimizer_states, averaged: is_generator, keep: self.keep };
-        Some(checkpoints.space())
-    }
 }
 
 impl SetPlan {
+    /// Synthetic images of each of so many classes.
+    fn synthetic(&self, classes: u64) -> Vec<u64> {
+        let mut images = vec![0; classes as usize];
+        for shard in self.layout.shards() {
+            images[shard.class.0 as usize] += shard.images.end - shard.images.start;
+        }
+        images
+    }
+
     fn new(name: &str, set: &Set, data: &Dataset, counts: &Counts) -> Result<Self> {
         let generate = &set.generate;
         let Planned { rows, layout } = Planned::new(data, generate, counts)?;
@@ -273,11 +307,24 @@ impl SetPlan {
             images,
             shards: layout.len(),
             codec: codec.to_string(),
-            bytes: images * (codec.image_bytes(samples(data)) + IMAGE_OVERHEAD),
-            // A shard, its side file, and the folder of each class.
-            files: 2 * layout.len() + layout.folders().count() as u64,
+            bytes: layout.len() * (codec.file_bytes(0, samples(data), 0) + INDEX_ENTRY)
+                + codec.file_bytes(images, samples(data), guided_steps(set))
+                - codec.file_bytes(0, samples(data), 0),
+            // The shards, their folders, the folder of the set and its index.
+            files: layout.len() + layout.folders().count() as u64 + 2,
+            layout,
         })
     }
+}
+
+/// Steps of sampling at which the criterion is stored, about.
+fn guided_steps(set: &Set) -> u64 {
+    let Some(feedback) = &set.generate.feedback else { return 0 };
+    let (sampler, feedback) = (&set.generate.sampler.0, &feedback.0);
+    let steps = sampler["steps"].as_u64().or(sampler["respacing"].as_u64()).unwrap_or(0) as f64;
+    let part = feedback["max_t"].as_f64().unwrap_or(1.0).min(1.0)
+        / feedback["every"].as_f64().unwrap_or(1.0).max(1.0);
+    (steps * part).round() as u64
 }
 
 /// Samples of an image.
@@ -307,52 +354,4 @@ fn fits(dir: &Path, bytes: u64, files: u64, free: Space) -> Result<()> {
 
 fn limit(inodes: u64) -> String {
     if inodes == u64::MAX { "no limit of files".into() } else { format!("{inodes} files") }
-}
-
-fn print(plan: &Plan) {
-    output::line(format!("run    {}", plan.run.display()));
-    output::line(format!("ranks  {} of {} thread(s)", plan.ranks, plan.threads));
-    output::line("");
-    let row = |stage: &StagePlan| {
-        vec![
-            stage.name.clone(),
-            stage.program.unwrap_or("-").into(),
-            stage.ranks.to_string(),
-            stage.after.len().to_string(),
-        ]
-    };
-    let rows: Vec<_> = plan.stages.iter().map(row).collect();
-    output::table(&["stage", "program", "ranks", "after"], &rows, &[2, 3]);
-    if !plan.splits.is_empty() {
-        output::line("");
-        let row = |split: &SplitPlan| {
-            let size = output::bytes(split.bytes);
-            vec![split.name.clone(), split.images.to_string(), split.codec.clone(), size]
-        };
-        let rows: Vec<_> = plan.splits.iter().map(row).collect();
-        output::table(&["split", "images", "stored as", "size"], &rows, &[1, 3]);
-    }
-    for set in &plan.sets {
-        output::line("");
-        let seeds: Vec<String> = set.seeds.iter().map(u64::to_string).collect();
-        let (name, size) = (&set.name, output::bytes(set.bytes));
-        output::line(format!(
-            "set {name}, seeds {}: {} images in {} shards as {}, {size} each",
-            seeds.join(", "),
-            set.images,
-            set.shards,
-            set.codec
-        ));
-        let row = |row: &ClassRow| {
-            let ClassPlan { real, extra_real, synthetic } = row.plan;
-            vec![row.class.clone(), real.to_string(), extra_real.to_string(), synthetic.to_string()]
-        };
-        let rows: Vec<_> = set.classes.iter().map(row).collect();
-        output::table(&["class", "real", "drawn again", "synthetic"], &rows, &[1, 2, 3]);
-    }
-    output::line("");
-    let free_files = limit(plan.free_files.unwrap_or(u64::MAX));
-    let (need, free) = (output::bytes(plan.bytes), output::bytes(plan.free_bytes));
-    output::line(format!("needs  {need} and {} files, checkpoints included", plan.files));
-    output::line(format!("free   {free}, {free_files}"));
 }

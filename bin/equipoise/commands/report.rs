@@ -71,5 +71,7 @@ fn context(run: &Run) -> Context {
         notes: recipe.report.notes.clone(),
         config: run.resolved.to_toml(),
         identity: run.resolved.identity().to_string(),
+        // The page does not depend on what a calibration says; without the data it cannot be said at all.
+        costs: super::plan::costs(run).unwrap_or_default(),
     }
 }

@@ -32,13 +32,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     runner::run(&decided(&args.recipe, args.run.as_deref())?, args.output)
 }
 
-/// The run of a recipe in `dir` (`run.root/run.name` if none), with the instruction set decided.
+/// The run of a recipe in `dir` (if none, the run directory that was given as recipe, else `run.root/run.name`), with the instruction set decided.
 ///
 /// # Errors
 /// 78 if something is wrong with the recipe.
 pub fn decided(recipe: &RecipeArgs, dir: Option<&Path>) -> Result<Run> {
     let mut resolved = recipe.resolve()?;
-    let dir = dir.map_or_else(|| resolved.run_dir(), Path::to_owned);
+    let dir = dir.map(Path::to_owned).or_else(|| recipe.run_dir()).unwrap_or_else(|| resolved.run_dir());
     if resolved.recipe.run.cpu_capability.parse::<CpuCapability>()? == CpuCapability::Auto {
         let decided = format!("run.cpu_capability=\"{}\"", begun_with(&dir)?);
         resolved = recipe.resolve_with(&[decided])?;

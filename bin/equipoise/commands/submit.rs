@@ -1,6 +1,7 @@
 //! `equipoise submit`: a recipe as a chain of batch jobs.
 
 use super::RecipeArgs;
+use super::plan::{Speeds, dry_run};
 use super::run::decided;
 use crate::jobs::{self, Placed};
 use crate::output::{self, Format};
@@ -37,6 +38,9 @@ pub struct Args {
     /// Another run whose measured speed is taken, with --dry-run; by default this one.
     #[arg(long, value_name = "RUN", requires = "dry_run")]
     measured: Option<PathBuf>,
+    /// What `equipoise calibrate` has measured, with --dry-run [default: RUN/calibration.json, if it is there].
+    #[arg(long, value_name = "FILE", requires = "dry_run")]
+    calibration: Option<PathBuf>,
     /// Let Slurm check the scripts and estimate when each could start; write and submit nothing.
     #[arg(long, group = "instead")]
     test_only: bool,
@@ -59,7 +63,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return test_only(args, &chosen_scripts(args, &run)?);
     }
     if args.dry_run {
-        return super::plan::dry_run(&run, args.measured.as_deref(), args.output);
+        let speeds = Speeds { measured: args.measured.as_deref(), calibration: args.calibration.as_deref() };
+        return dry_run(&run, speeds, &args.recipe.as_typed(args.run.as_deref()), args.output);
     }
     let placed = jobs::complete(&run, true)?;
     show(&run, &placed, args.output);

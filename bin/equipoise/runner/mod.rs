@@ -7,6 +7,7 @@ pub use launcher::{LauncherRecord, launcher_of};
 pub use ranks::{ranks_of, usable_ranks};
 
 use crate::commands::report;
+use crate::cost::launches;
 use crate::output::{self, Colour, Format};
 use crate::steps;
 use equipoise_base::{Error, ExitCode, Result, ensure};
@@ -149,6 +150,7 @@ pub fn run(run: &Run, format: Format) -> Result<ExitCode> {
             Some(program) => start_step(&mut launcher, run, stage, program)?,
         };
         let seconds = start.elapsed().as_secs_f64();
+        launches::note(&run.dir, &stage.name, code, seconds)?;
         match code {
             ExitCode::Done => show.line(stage, "done", Some(seconds), None),
             ExitCode::Requeue => return Ok(show.stopped(stage)),
@@ -262,7 +264,11 @@ pub fn environment(settings: &recipe::Run) -> Result<Vec<Variable>> {
     Ok(environment::pinned(settings.threads as usize, Some(capability)))
 }
 
-fn launch(run: &Run, stage: &Stage, program: &str) -> Result<Launch> {
+/// How a stage is started on this machine.
+///
+/// # Errors
+/// 78 if a program is missing, or mpirun for several ranks.
+pub fn launch(run: &Run, stage: &Stage, program: &str) -> Result<Launch> {
     let settings = &run.resolved.recipe.run;
     let ranks = ranks_of(&run.resolved.recipe, stage)?;
     let argument = |text: &str| OsString::from(text);

@@ -51,6 +51,8 @@ pub struct Recipe {
     pub metrics: Metrics,
     /// A sweep of guidance strengths, judged.
     pub grid: Option<Grid>,
+    /// A sweep of the dropout of the image condition, judged.
+    pub dropout: Option<Dropout>,
     /// The two-dimensional toy.
     pub toy: Option<Toy>,
     /// The page.
@@ -382,8 +384,6 @@ pub struct Metrics {
 pub struct Grid {
     /// Set whose generation is varied.
     pub set: String,
-    /// The only class to sample; all are sampled if left out, and the rarest is shown.
-    pub class: Option<String>,
     /// Values of `cfg_scale`.
     #[schemars(length(min = 1))]
     pub cfg_scale: Vec<f64>,
@@ -393,6 +393,23 @@ pub struct Grid {
     /// Images of each class in each cell.
     #[schemars(range(min = 1))]
     pub images: u32,
+    /// Classes that are sampled, by name; all if left out. The picture shows the rarest of them.
+    pub classes: Option<Vec<String>>,
+}
+
+/// `[dropout]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Dropout {
+    /// Set whose generation is varied; it needs a condition.
+    pub set: String,
+    /// Values of `condition.dropout.p`, one row each; 1 leaves the text alone.
+    #[schemars(length(min = 1), inner(range(min = 0.0, max = 1.0)))]
+    pub p: Vec<f64>,
+    /// Images of each class in each row.
+    #[schemars(range(min = 1))]
+    pub images: u32,
+    /// Classes that are sampled, by name; all if left out. The picture shows the rarest of them.
+    pub classes: Option<Vec<String>>,
 }
 
 /// `[report]`

@@ -22,6 +22,6 @@ pub use augment::AugmentConfig;
 pub use batch::{BatchBuilder, Shape};
 pub use image::{Image, ImageRef};
 pub use loader::{Loader, MicroBatch, Request};
-pub use read::{ReadConfig, read};
+pub use read::{ReadConfig, read, read_some};
 pub use resample::Filter;
 pub use set::{ImageSet, ImageSource};

@@ -3,7 +3,7 @@
 use crate::files::{BadImage, FilesConfig, read_files};
 use crate::{ImageSet, cifar, idx};
 use equipoise_base::Result;
-use equipoise_catalog::{Grouped, Source, counts, folder, list};
+use equipoise_catalog::{Grouped, LabeledPath, Source, counts, folder, list};
 
 /// How a source is read. IDX and CIFAR images keep their own size and channels.
 pub type ReadConfig = FilesConfig;
@@ -26,17 +26,29 @@ pub struct Split {
 /// # Errors
 /// 74 and 65 as the readers say; 65 when a label is not below `classes`.
 pub fn read(source: &Source, config: &ReadConfig, classes: usize) -> Result<Split> {
+    read_some(source, config, classes, usize::MAX)
+}
+
+/// [`read`] of about `most` images all over the split, where they are files of their own: to learn what one costs.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_some(source: &Source, config: &ReadConfig, classes: usize, most: usize) -> Result<Split> {
+    let some = |files: Vec<LabeledPath>| {
+        let every = files.len().div_ceil(most.max(1)).max(1);
+        files.into_iter().step_by(every).collect::<Vec<_>>()
+    };
     let split = match source {
         Source::Idx { images, labels } => whole(idx::read(images, labels)?),
         Source::Cifar10 { files } => whole(cifar::read(files, cifar::Records::Cifar10)?),
         Source::Cifar100 { files } => whole(cifar::read(files, cifar::Records::Cifar100)?),
         Source::Folder { path } => {
             let found = folder::scan(path)?;
-            Split { classes: Some(found.classes), ..decoded(&found.images, config)? }
+            Split { classes: Some(found.classes), ..decoded(&some(found.images), config)? }
         }
-        Source::List { file, root } => decoded(&list::read(file, root)?, config)?,
+        Source::List { file, root } => decoded(&some(list::read(file, root)?), config)?,
         Source::GroupList { .. } | Source::Metadata { .. } => {
-            decoded(&Grouped::read(source)?.unwrap_or_default().files, config)?
+            decoded(&some(Grouped::read(source)?.unwrap_or_default().files), config)?
         }
     };
     let named = source.paths().first().map(|path| path.display().to_string()).unwrap_or_default();
@@ -48,7 +60,7 @@ fn whole(images: ImageSet) -> Split {
     Split { positions: (0..images.labels.len()).collect(), images, ..Split::default() }
 }
 
-fn decoded(files: &[equipoise_catalog::LabeledPath], config: &ReadConfig) -> Result<Split> {
+fn decoded(files: &[LabeledPath], config: &ReadConfig) -> Result<Split> {
     let files = read_files(files, config)?;
     Ok(Split { images: files.images, positions: files.positions, classes: None, bad: files.bad })
 }
@@ -76,6 +88,8 @@ mod tests {
         let list = Source::List { file, root: dir.path().into() };
         assert_eq!(folder.images, read(&list, &config, 2).unwrap().images);
         assert_eq!(folder.classes.unwrap(), ["a", "b"]);
+        let some = read_some(&list, &config, 2, 1).unwrap();
+        assert_eq!((some.images.labels, some.positions), (vec![0], vec![0]));
         assert!(read(&list, &config, 1).unwrap_err().to_string().contains("image 1 has label 1"));
     }
 

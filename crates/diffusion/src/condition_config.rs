@@ -35,6 +35,10 @@ pub struct ConditionConfig {
     pub image: ImageCondition,
     /// Noise added to the embedding of the real image: 0 is least.
     pub noise_level: i64,
+    /// Which real image of its class every image is conditioned on, by its position among them, beginning again after
+    /// the last; a random one for each image if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub example: Option<u64>,
     /// Elements of the condition that are dropped, against copies of the real image.
     pub dropout: EmbeddingDropout,
     /// Height and width in pixels at which images are sampled, before they are resized to data.size; the size that the

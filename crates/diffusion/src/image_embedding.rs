@@ -45,7 +45,14 @@ impl EmbeddingDropout {
     /// # Errors
     /// 78 naming the key.
     pub fn check(&self) -> Result<()> {
-        ensure!((0.0..1.0).contains(&self.p), Config, "dropout.p = {}: want 0 or more, below 1", self.p);
+        // What drops everything leaves the text alone, as long as nothing is to make up for it.
+        let most = if self.rescale == DropoutRescale::None { 1. } else { 1. - f64::EPSILON };
+        ensure!(
+            (0.0..=most).contains(&self.p),
+            Config,
+            "dropout.p = {}: want 0 to 1, and less than 1 with rescale = \"inverse\"",
+            self.p
+        );
         Ok(())
     }
 

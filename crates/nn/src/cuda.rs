@@ -51,6 +51,19 @@ pub(crate) fn uuid(index: usize) -> Option<[u8; 16]> {
     (code == 0).then_some(uuid)
 }
 
+/// Bytes of the GPU that this thread computes on that are taken, by whomever, and all of them; `None` without a GPU or
+/// before its first use. libtorch keeps what it has once taken, so for a process alone this is its peak.
+pub(crate) fn memory() -> Option<(u64, u64)> {
+    let driver = Driver::open()?;
+    let (mut free, mut total) = (0usize, 0usize);
+    // SAFETY: the signature of cuda.h, and both pointers outlive the call.
+    let code = unsafe {
+        let get: unsafe extern "C" fn(*mut usize, *mut usize) -> c_int = driver.symbol(c"cuMemGetInfo_v2")?;
+        get(&mut free, &mut total)
+    };
+    (code == 0).then_some((total.saturating_sub(free) as u64, total as u64))
+}
+
 /// The driver library, kept loaded: unloading it while libtorch uses it would be fatal.
 struct Driver(*mut c_void);
 

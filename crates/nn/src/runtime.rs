@@ -146,6 +146,14 @@ pub fn gpu_uuid() -> Option<[u8; 16]> {
     }
 }
 
+/// Memory of this process's GPU that is taken, by whomever, and all of it, in bytes; `None` on a CPU.
+pub fn gpu_memory() -> Option<(u64, u64)> {
+    match device() {
+        Device::Cuda(_) => cuda::memory(),
+        _ => None,
+    }
+}
+
 /// A host tensor in memory that the GPU reads by itself, so that [`upload`] need not wait; the same where there is
 /// no GPU. For a thread that prepares batches: it copies once.
 ///

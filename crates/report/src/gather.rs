@@ -1,6 +1,6 @@
 //! Collects the side files of a run directory.
 
-use crate::results::{Evaluation, Grid, Provenance, SetMetrics, Toy};
+use crate::results::{Dropout, Evaluation, Grid, Provenance, SetMetrics, Toy};
 use equipoise_base::{Error, ExitCode, Result, ResultExt};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -15,6 +15,8 @@ pub struct Gathered {
     pub sets: Option<SetMetrics>,
     /// Guidance grid.
     pub grid: Option<Grid>,
+    /// Sweep of the dropout probability.
+    pub dropout: Option<Dropout>,
     /// 2-D toy.
     pub toy: Option<Toy>,
     /// One entry per stage folder, by name.
@@ -48,6 +50,7 @@ pub fn gather(run: &Path) -> Result<Gathered> {
         evaluation: read_json(&stages.join("evaluate/results.json"))?,
         sets: read_json(&stages.join("metrics/results.json"))?,
         grid: read_json(&stages.join("grid/results.json"))?,
+        dropout: read_json(&stages.join("dropout/results.json"))?,
         toy: read_json(&stages.join("toy/results.json"))?,
         ..Gathered::default()
     };
@@ -66,7 +69,7 @@ pub fn gather(run: &Path) -> Result<Gathered> {
             name,
         });
     }
-    for stage in ["metrics", "grid"] {
+    for stage in ["metrics", "grid", "dropout"] {
         let dir = stages.join(stage);
         let mut files: Vec<String> = list(&dir).into_iter().filter(|file| file.ends_with(".png")).collect();
         files.sort();

@@ -5,6 +5,7 @@
 mod figures;
 mod gather;
 pub mod interval;
+pub mod pace;
 mod page;
 pub mod results;
 mod table;
@@ -13,6 +14,8 @@ pub use gather::{Gathered, gather};
 pub use interval::Interval;
 
 use equipoise_base::Result;
+use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// What the recipe says about the page.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +34,17 @@ pub struct Context {
     pub config: String,
     /// Identity of the whole run.
     pub identity: String,
+    /// Wall time of stages, where there was an expectation.
+    pub costs: BTreeMap<String, Cost>,
+}
+
+/// Wall seconds of a stage, from the start of its processes to their end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Cost {
+    /// What the calibration let expect.
+    pub expected: f64,
+    /// What it took over all its launches, if it is done.
+    pub took: Option<f64>,
 }
 
 /// How an arm is shown.

@@ -1,9 +1,9 @@
 //! The page itself: fills `templates/report.html`.
 
 use crate::gather::{Gathered, StageFacts};
-use crate::results::{SetMetrics, SetResult, ToyArm};
+use crate::results::{Dropout, SetMetrics, SetResult, ToyArm};
 use crate::table::{ArmSummary, Cell, Metric, metrics};
-use crate::{Context, Interval, figures};
+use crate::{Context, Cost, Interval, figures};
 use askama::Template;
 use base64::Engine as _;
 use equipoise_base::{ExitCode, Result, ResultExt};
@@ -24,11 +24,13 @@ struct Page<'a> {
     pictures: Vec<Picture>,
     grid: Option<String>,
     grid_note: String,
+    dropout: Option<&'a Dropout>,
     toy: Option<String>,
     toy_rows: Vec<ToyRow>,
     curves: Option<String>,
     stages: Vec<StageRow>,
     total: String,
+    expected: Option<String>,
     missing: Vec<&'static str>,
 }
 
@@ -60,6 +62,8 @@ struct StageRow {
     seconds: String,
     ranks: String,
     memory: String,
+    /// Expected seconds, and how far off they were.
+    expected: String,
 }
 
 /// The page as one string.
@@ -88,11 +92,13 @@ pub fn render(gathered: &Gathered, context: &Context, summary: &[ArmSummary]) ->
         pictures: pictures(gathered),
         grid: gathered.grid.as_ref().map(figures::grid).transpose()?,
         grid_note: grid_note(gathered),
+        dropout: gathered.dropout.as_ref(),
         toy: gathered.toy.as_ref().map(figures::toy).transpose()?,
         toy_rows: gathered.toy.iter().flat_map(|toy| &toy.arms).map(toy_row).collect(),
         curves: curves(gathered)?,
-        stages: gathered.stages.iter().map(stage_row).collect(),
+        stages: gathered.stages.iter().map(|stage| stage_row(stage, context)).collect(),
         total: human(total.max(0.)),
+        expected: expected(context),
         missing: missing(gathered),
     };
     page.render().or_exit(ExitCode::Bug, "report.html")
@@ -289,7 +295,7 @@ fn curves(gathered: &Gathered) -> Result<Option<String>> {
     if curves.is_empty() { Ok(None) } else { figures::curves(&curves, "step", "training loss").map(Some) }
 }
 
-fn stage_row(stage: &StageFacts) -> StageRow {
+fn stage_row(stage: &StageFacts, context: &Context) -> StageRow {
     let provenance = stage.provenance.as_ref();
     StageRow {
         name: stage.name.clone(),
@@ -299,7 +305,31 @@ fn stage_row(stage: &StageFacts) -> StageRow {
         ranks: provenance.map_or_else(|| "–".into(), |p| format!("{} × {}", p.ranks, p.threads)),
         memory: provenance
             .map_or_else(|| "–".into(), |p| format!("{:.0} MiB", p.peak_memory as f64 / 1048576.)),
+        expected: context.costs.get(&stage.name).map_or_else(|| "–".into(), compared),
     }
+}
+
+/// `12.0 s, took 13.2 s (+10 %)`.
+fn compared(cost: &Cost) -> String {
+    match cost.took {
+        Some(took) => format!(
+            "{}, took {} ({:+.0} %)",
+            human(cost.expected),
+            human(took),
+            100. * (took / cost.expected.max(1e-9) - 1.)
+        ),
+        None => human(cost.expected),
+    }
+}
+
+/// What all stages with an expectation were expected to take and took; none without a calibration.
+fn expected(context: &Context) -> Option<String> {
+    let done: Vec<&Cost> = context.costs.values().filter(|cost| cost.took.is_some()).collect();
+    let total = Cost {
+        expected: done.iter().map(|cost| cost.expected).sum(),
+        took: Some(done.iter().filter_map(|cost| cost.took).sum()),
+    };
+    (!done.is_empty()).then(|| compared(&total))
 }
 
 fn human(seconds: f64) -> String {

@@ -2,6 +2,7 @@
 //!
 //! They are the only way from pixels and HDF5 to the page. Accuracies are fractions in [0, 1]; absent groups are null.
 
+use crate::pace::Pace;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -171,6 +172,37 @@ pub struct Grid {
     pub images: u64,
 }
 
+/// `stages/dropout/results.json`: seed 002 Fig. 9, images conditioned on one real image of their class, same noise at
+/// every probability.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Dropout {
+    /// Class shown.
+    pub class: String,
+    /// Row in the split of the real image that is shown.
+    pub row: u64,
+    /// Images of each class at each probability.
+    pub images: u64,
+    /// Classes behind the numbers.
+    pub classes: u64,
+    /// Classifier whose features are compared.
+    pub extractor: String,
+    /// One entry per probability.
+    pub rows: Vec<DropoutRow>,
+}
+
+/// One probability of dropping an element of the image condition.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct DropoutRow {
+    /// The probability.
+    pub p: f64,
+    /// Share that the judge recognises as their class.
+    pub agreement: f64,
+    /// Cosine diversity of the images of a class (seed 000 Eq. 3), mean over classes.
+    pub diversity: f64,
+    /// Cosine of their features to those of the real image, mean over images and classes.
+    pub likeness: f64,
+}
+
 /// `stages/toy/results.json`: seed 002 Fig. 6.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Toy {
@@ -221,6 +253,12 @@ pub struct Provenance {
     pub cpu: String,
     /// Seconds of the last attempt.
     pub seconds: f64,
+    /// The same from the start of the process on, loading of libraries included.
+    #[serde(default)]
+    pub process_seconds: f64,
+    /// Speed of its loop, if it counts units.
+    #[serde(default)]
+    pub pace: Option<Pace>,
     /// Largest resident memory of rank 0, bytes.
     pub peak_memory: u64,
     /// Version of Equipoise.

@@ -150,12 +150,12 @@ pub fn json(gathered: &Gathered, context: &Context, summary: &[ArmSummary]) -> R
     let value = serde_json::json!({
         "title": context.title, "identity": context.identity, "split": context.split,
         "baseline": context.baseline, "metrics": metrics(gathered).iter().map(|(key, _, _)| key).collect::<Vec<_>>(), "arms": summary,
-        "evaluation": gathered.evaluation, "sets": gathered.sets, "grid": gathered.grid,
+        "evaluation": gathered.evaluation, "sets": gathered.sets, "grid": gathered.grid, "dropout": gathered.dropout,
         "toy": gathered.toy.as_ref().map(|toy| toy.arms.iter().map(|arm| serde_json::json!({
             "name": arm.name, "minority_share": arm.minority_share,
             "validity": arm.validity, "minority_accuracy": arm.minority_accuracy,
         })).collect::<Vec<_>>()),
-        "stages": stages,
+        "stages": stages, "costs": context.costs,
     });
     serde_json::to_string_pretty(&value).or_exit(ExitCode::Bug, "report.json")
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 use equipoise_report::results::*;
-use equipoise_report::{ArmLabel, Context, gather, render};
+use equipoise_report::{ArmLabel, Context, Cost, gather, render};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -85,6 +85,10 @@ fn context() -> Context {
         notes: vec!["The generator has seen a balanced set.".into()],
         config: "schema = 1".into(),
         identity: "0123".into(),
+        costs: BTreeMap::from([
+            ("evaluate".into(), Cost { expected: 120., took: Some(150.) }),
+            ("metrics".into(), Cost { expected: 60., took: None }),
+        ]),
     }
 }
 
@@ -133,6 +137,16 @@ fn full_run(run: &Path) {
         images: 100,
     };
     put(run, "grid/results.json", &grid);
+    let row = |p: f64| DropoutRow { p, agreement: 0.9 - p / 4., diversity: 0.1 + p, likeness: 1. - p };
+    let dropout = Dropout {
+        class: "Coat".into(),
+        row: 7,
+        images: 8,
+        classes: 1,
+        extractor: "judge".into(),
+        rows: vec![row(0.), row(0.4)],
+    };
+    put(run, "dropout/results.json", &dropout);
     let points: Vec<ToyPoint> = (0..200)
         .map(|i| ToyPoint { x: (i as f32 * 0.7).sin() * 2., y: (i as f32 * 1.3).cos(), class: (i % 2) as u8 })
         .collect();
@@ -176,6 +190,8 @@ fn a_full_run_has_every_part_and_names_the_winner() {
         "labels are escaped"
     );
     assert!(!html.contains("NaN") && !html.contains("src=\"http"), "self-contained and finite");
+    assert!(html.contains("<td>0.4</td><td>80.0</td><td>0.500</td><td>0.600</td>"), "{html}");
+    assert!(html.contains("2.0 min, took 2.5 min (+25 %)"), "{html}");
     assert!(report.csv.lines().count() > 9 * 10);
     let json: serde_json::Value = serde_json::from_str(&report.json).unwrap();
     assert_eq!(json["arms"][0]["arm"], "bs");

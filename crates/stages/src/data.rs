@@ -4,12 +4,13 @@ use crate::nets::{DataShape, Frozen};
 use crate::step::Step;
 use equipoise_base::{Error, Result, ensure};
 use equipoise_catalog::{Groups, list};
+use equipoise_config::method;
 use equipoise_config::recipe::{Classes, Dataset, Helper};
 use equipoise_data::AugmentConfig;
 use equipoise_data::augment::Op;
 use equipoise_diffusion::view::View;
 use equipoise_nn::runtime;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tch::Kind;
 
 impl Step {
@@ -79,7 +80,19 @@ impl Step {
         let table = self.helper_table(name)?;
         let trained = || self.stage_path(&format!("train.{name}")).join("model.safetensors");
         let weights: PathBuf = table.weights.clone().unwrap_or_else(trained);
-        Frozen::load(&table.training.arch, &weights, &self.data_shape()?)
+        self.frozen(&table.training.arch, &weights)
+    }
+
+    /// A trained classifier; in a rehearsal one that is not trained yet may be untrained.
+    ///
+    /// # Errors
+    /// As [`Frozen::load`].
+    pub fn frozen(&self, arch: &method::Arch, weights: &Path) -> Result<Frozen> {
+        let shape = self.data_shape()?;
+        match self.rehearses() && !weights.exists() {
+            true => Frozen::untrained(arch, &shape),
+            false => Frozen::load(arch, weights, &shape),
+        }
     }
 
     /// How a helper classifier looks at generated images: with the normalisation it was trained with.

@@ -1,6 +1,6 @@
 //! The command line of every step binary.
 
-use crate::step::{Step, run_stage};
+use crate::step::{Step, rehearse_stage, run_stage};
 use crate::training::Ended;
 use crate::{facts, schema};
 use clap::Parser;
@@ -20,6 +20,12 @@ struct Args {
     /// Settings on top of the configuration; `stage=NAME` says which stage.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
+    /// Work for a few seconds only, commit nothing, and write to this file how fast it was.
+    #[arg(long, hide = true, value_name = "FILE")]
+    rehearse: Option<PathBuf>,
+    /// For about so long.
+    #[arg(long, hide = true, value_name = "SECONDS", default_value_t = 5.0)]
+    rehearse_seconds: f64,
     /// Print the schema of recipes.
     #[arg(long, hide = true)]
     print_schema: bool,
@@ -58,5 +64,8 @@ fn start(args: &Args, body: fn(&Step) -> Result<Ended>) -> Result<ExitCode> {
     let (Some(config), Some(run)) = (&args.config, &args.run) else {
         bail!(Usage, "--config and --run are needed");
     };
-    run_stage(config, run, &args.sets, body)
+    match &args.rehearse {
+        Some(file) => rehearse_stage(config, run, &args.sets, body, (file, args.rehearse_seconds)),
+        None => run_stage(config, run, &args.sets, body),
+    }
 }

@@ -2,7 +2,6 @@
 
 use crate::features::{evaluate, labels_of};
 use crate::inputs::{self, SplitGroups};
-use crate::nets::Frozen;
 use crate::step::Step;
 use equipoise_base::Result;
 use equipoise_catalog::shots::rarest;
@@ -59,7 +58,7 @@ pub fn run(step: &Step) -> Result<()> {
     for run in &params.runs {
         let arm = arm_network(step, &run.arm)?;
         let weights = step.stage_path(&run.stage).join("model.safetensors");
-        let network = Frozen::load(&arm.arch, &weights, &step.data_shape()?)?;
+        let network = step.frozen(&arm.arch, &weights)?;
         let augment = crate::data::evaluation_ops(&arm.augment.parse()?);
         let mut scores = BTreeMap::new();
         for (split, images, groups) in &splits {

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 /// Images that go through an extractor at once.
-const BATCH: usize = 64;
+const BATCH: usize = equipoise_workplan::effort::FEATURE_BATCH as usize;
 /// Batches that the loader prepares ahead of the network.
 const PREFETCH: usize = 4;
 
@@ -72,6 +72,7 @@ pub fn evaluate(step: &Step, network: &Frozen, augment: &AugmentConfig, images: 
         let (f, l) = one_batch(network, &loaded?.images, keep)?;
         features.push(f);
         logits.push(l);
+        step.passed("batches", 1);
         step.comm_beat();
     }
     step.agree_to_go_on()?;

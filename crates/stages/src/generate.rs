@@ -214,7 +214,6 @@ pub struct Factory {
     source: Box<dyn Source>,
     guide: Option<Frozen>,
     view: Option<View>,
-    shape: [i64; 3],
     seed: u64,
     statistics: Option<ClassTable>,
 }
@@ -230,18 +229,26 @@ impl Factory {
         let (guide, statistics, view) = match (&params.feedback, &params.guide) {
             (Some(feedback), Some(name)) => {
                 let config: FeedbackConfig = feedback.parse()?;
+                let guide = step.helper(name)?;
                 let statistics = match config.criterion {
-                    Criterion::Hardness => Some(ClassTable::read(step, name, config.hardness())?),
+                    Criterion::Hardness => Some(ClassTable::of_guide(step, name, &guide, config.hardness())?),
                     Criterion::Loss | Criterion::Entropy => None,
                 };
                 let view = step.view_of(name)?.with_range(config.look.range);
-                (Some(step.helper(name)?), statistics, Some(view))
+                (Some(guide), statistics, Some(view))
             }
             _ => (None, None, None),
         };
         let seed = Key::new(step.recipe().run.seed, "set").index(seed).hash();
-        let [height, width] = shape.size;
-        Ok(Self { source, guide, view, shape: [shape.channels, height, width], seed, statistics })
+        Ok(Self { source, guide, view, seed, statistics })
+    }
+
+    /// Tells a latent generator something else about each image.
+    ///
+    /// # Errors
+    /// 78 if it is a pixel generator, or the condition does not fit.
+    pub fn recondition(&mut self, condition: &method::Condition) -> Result<()> {
+        self.source.recondition(condition)
     }
 
     /// Ready to make batches.
@@ -266,7 +273,6 @@ impl Factory {
             feedback,
             seed: self.seed,
             batch: params.batch,
-            shape: self.shape,
         })
     }
 
@@ -293,7 +299,10 @@ fn source(step: &Step, params: &GenerateParams, shape: &DataShape) -> Result<Box
         Some(file) => file.clone(),
         None => step.stage_path("diffusion").join("model.safetensors"),
     };
-    let generator = Generator::load(&params.diffusion, &weights, shape)?;
+    let generator = match step.rehearses() && !weights.exists() {
+        true => Generator::untrained(&params.diffusion, shape)?,
+        false => Generator::load(&params.diffusion, &weights, shape)?,
+    };
     let [height, width] = shape.size;
     Ok(Box::new(PixelSource { generator, shape: [shape.channels, height, width] }))
 }
@@ -388,7 +397,7 @@ impl<'a> Set<'a> {
         for shard in self.layout.shards().filter(|shard| shard.id % world == rank) {
             let path = self.folder.join(&shard.path);
             let own = shard.id / world % parts == part;
-            if !path.exists() {
+            if !path.exists() || self.step.rehearses() {
                 bad.push(shard.id);
             } else if !own {
                 continue;
@@ -422,7 +431,7 @@ impl<'a> Set<'a> {
     fn begin(&self, shard: &Shard, synthesizer: &Synthesizer<'_>) -> Result<ImageShard> {
         let (source, guided_steps) = (synthesizer.source, synthesizer.guided_steps()?);
         let part = self.part_path(shard);
-        if part.exists() {
+        if part.exists() && !self.step.rehearses() {
             match verify(&part, Depth::Deep, &self.expect(shard, false)).and_then(|_| ImageShard::read(&part))
             {
                 Ok(begun) => return Ok(begun),
@@ -469,10 +478,13 @@ impl<'a> Set<'a> {
                 return Ok(false);
             }
             let keep = batch.images.end - batch.images.start;
-            for made in synthesizer.batch(shard.class, batch.images.start, keep, SUB_SEEDS)? {
+            // An untrained guide may spoil images; to try them again would tell nothing about good ones.
+            let sub_seeds = if self.step.rehearses() { 0 } else { SUB_SEEDS };
+            for made in synthesizer.batch(shard.class, batch.images.start, keep, sub_seeds)? {
                 append(&mut file, &made, shard.group)?;
             }
             on_batch(keep)?;
+            self.step.passed("batches", 1);
         }
         self.own.set(self.own.get() + shard.images.end - shard.images.start);
         self.step.commit(&self.folder.join(&shard.path), &bytes_of(&mut file)?)?;

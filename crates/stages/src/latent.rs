@@ -71,9 +71,12 @@ impl Examples {
         Ok(Self { images, of_class, embeddings: RefCell::default() })
     }
 
-    /// The row that an image is conditioned on: a random one of its class.
-    fn row(&self, batch: &BatchId, index: u64) -> u64 {
+    /// The row that an image is conditioned on: a random one of its class, unless the recipe names an `example`.
+    fn row(&self, batch: &BatchId, index: u64, example: Option<u64>) -> u64 {
         let rows = &self.of_class[batch.class.0 as usize];
+        if let Some(example) = example {
+            return rows[example as usize % rows.len()];
+        }
         rows[batch.key("condition/image", index).stream().below(rows.len() as u64) as usize]
     }
 
@@ -165,7 +168,7 @@ impl LatentSource {
             let options = (Kind::Float, runtime::device());
             return Ok(Some(Tensor::zeros([batch.indices.len() as i64, 2 * width], options)));
         };
-        let rows = batch.indices.iter().map(|&index| examples.row(batch, index));
+        let rows = batch.indices.iter().map(|&index| examples.row(batch, index, self.config.example));
         let embeddings: Vec<Tensor> =
             rows.map(|row| examples.embedding(conditioner, row)).collect::<Result<_>>()?;
         let dropout = &self.config.dropout;
@@ -223,7 +226,19 @@ impl Source for LatentSource {
     }
 
     fn condition(&self, batch: &BatchId, index: u64) -> Option<u64> {
-        self.examples.as_ref().map(|examples| examples.row(batch, index))
+        self.examples.as_ref().map(|examples| examples.row(batch, index, self.config.example))
+    }
+
+    fn recondition(&mut self, condition: &method::Condition) -> Result<()> {
+        let config: ConditionConfig = condition.parse()?;
+        config.check()?;
+        if let Some(images) = &self.pipeline.images {
+            images.noising.check_level(config.noise_level)?;
+        }
+        self.shape = self.pipeline.latent_shape(config.size.unwrap_or(self.pipeline.native_size()))?;
+        self.sampled = config.size.unwrap_or(self.pipeline.native_size());
+        self.config = config;
+        Ok(())
     }
 
     fn prompt(&self, class: ClassId, index: u64) -> String {

@@ -5,6 +5,7 @@
 
 mod claim_folder;
 mod data;
+mod dropout;
 mod entry;
 mod evaluate;
 mod facts;
@@ -22,8 +23,10 @@ pub mod programs;
 pub mod regenerate;
 mod schema;
 mod source;
+mod stand_in;
 mod statistics;
 mod step;
+mod sweep;
 mod synthesis;
 pub mod toy;
 mod train;

@@ -44,6 +44,17 @@ impl Frozen {
         classifier.params().freeze();
         Ok(Self { classifier, hash: hash(&tensors) })
     }
+
+    /// A network that nobody has trained: for rehearsals.
+    ///
+    /// # Errors
+    /// 78 if `arch` makes no network.
+    pub fn untrained(arch: &method::Arch, shape: &DataShape) -> Result<Self> {
+        let params = Params::new(0, Kind::Float, runtime::device());
+        let classifier = Classifier::new(&arch.parse()?, params, shape.channels, shape.classes)?;
+        classifier.params().freeze();
+        Ok(Self { classifier, hash: Identity::of("untrained") })
+    }
 }
 
 impl Guide for Frozen {
@@ -123,6 +134,16 @@ impl Generator {
         generator.params.load(&file.display().to_string(), &tensors)?;
         generator.params.freeze();
         generator.hash = hash(&tensors);
+        Ok(generator)
+    }
+
+    /// A network that nobody has trained: for rehearsals.
+    ///
+    /// # Errors
+    /// As [`Generator::new`].
+    pub fn untrained(config: &GeneratorConfig, shape: &DataShape) -> Result<Self> {
+        let generator = Self::new(config, Params::new(0, Kind::Float, runtime::device()), shape)?;
+        generator.params.freeze();
         Ok(generator)
     }
 }

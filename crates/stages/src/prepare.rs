@@ -5,11 +5,15 @@ use equipoise_base::{Result, ensure};
 use equipoise_catalog::{Grouped, Selection, Source, counts};
 use equipoise_config::method;
 use equipoise_data::files::{BadImages, FilesConfig};
-use equipoise_data::{Filter, read};
+use equipoise_data::{Filter, read_some};
 use equipoise_shards::{Codec, Image, Packed, PackedMeta, PackedRow, tool_version};
 use serde::Deserialize;
 use serde_json::json;
 use std::path::PathBuf;
+use std::time::Instant;
+
+/// Files that a rehearsal reads.
+const REHEARSED: usize = 512;
 
 /// Parameters of the stage: `[data.splits.NAME]` with what `[data]` says.
 #[derive(Clone, Debug, Deserialize)]
@@ -29,22 +33,28 @@ struct PrepareParams {
 /// 65 when a file is missing or damaged, or too many images are bad; 78 when the selection does not fit.
 pub fn run(step: &Step) -> Result<()> {
     let params: PrepareParams = step.params()?;
-    if !step.is_root() {
+    if step.rank() > 0 {
         return Ok(());
     }
+    let start = Instant::now();
     let source = params.source.parse::<Source>()?.under(&params.root);
     let classes = step.classes()?;
+    // Of a few files even one may be too many.
+    let max_fraction = if step.rehearses() { 1. } else { step.dataset()?.max_bad };
     let config = FilesConfig {
         size: params.size[0] as usize,
         channels: params.channels as usize,
         filter: Filter::Bicubic,
-        bad_images: BadImages { max_fraction: step.dataset()?.max_bad },
+        bad_images: BadImages { max_fraction },
         ..FilesConfig::default()
     };
-    let found = read(&source, &config, classes.len())?;
+    let most = if step.rehearses() { REHEARSED } else { usize::MAX };
+    let found = read_some(&source, &config, classes.len(), most)?;
+    let all = found.images.labels.len() as u64;
     let selection: Selection = match &params.select {
-        Some(select) => select.parse()?,
-        None => Selection::default(),
+        // A few of the files may lack what the selection wants.
+        Some(select) if !step.rehearses() => select.parse()?,
+        _ => Selection::default(),
     };
     let chosen = selection.select(&found.images.labels, classes.len(), step.recipe().run.seed)?;
     ensure!(!chosen.is_empty(), BadData, "split '{}': no image is left after the selection", params.split);
@@ -80,6 +90,7 @@ pub fn run(step: &Step) -> Result<()> {
         packed.push(row, &codec.encode(&image)?)?;
     }
     step.commit(&step.dir().join("split.h5"), &packed.write()?)?;
+    step.measured("images", all.max(1), start.elapsed());
     let labels: Vec<u32> = chosen.iter().map(|&at| images.labels[at]).collect();
     let counts = counts::of_labels(&labels, classes.len())?;
     for bad in &found.bad {

@@ -2,7 +2,9 @@
 
 use crate::step::Step;
 use crate::training::Ended;
-use crate::{evaluate, features, generate, grid, measure, prepare, pretrain, statistics, toy, train};
+use crate::{
+    dropout, evaluate, features, generate, grid, measure, prepare, pretrain, statistics, toy, train,
+};
 use equipoise_base::{Result, bail};
 use equipoise_config::Kind;
 
@@ -21,6 +23,7 @@ pub fn run(step: &Step) -> Result<Ended> {
         Kind::Evaluate => evaluate::run(step).map(|()| Ended::Done),
         Kind::Metrics => measure::run(step).map(|()| Ended::Done),
         Kind::Grid => grid::run(step).map(|()| Ended::Done),
+        Kind::Dropout => dropout::run(step).map(|()| Ended::Done),
         Kind::Toy => toy::run(step).map(|()| Ended::Done),
         Kind::Report => bail!(Usage, "'{}' is done by `equipoise report`", step.stage.name),
     }

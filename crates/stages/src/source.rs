@@ -3,7 +3,8 @@
 
 use crate::nets::Generator;
 use equipoise_base::rng::Key;
-use equipoise_base::{ClassId, Identity, Result};
+use equipoise_base::{ClassId, Identity, Result, bail};
+use equipoise_config::method;
 use equipoise_diffusion::decoder::Decoder;
 use equipoise_diffusion::guidance::{ClassConditional, Denoiser};
 use equipoise_diffusion::sampler::{Sampler, SamplerConfig};
@@ -85,6 +86,13 @@ pub trait Source {
     /// Row of the real image in its split that an image is conditioned on.
     fn condition(&self, _batch: &BatchId, _index: u64) -> Option<u64> {
         None
+    }
+    /// Tells it something else about each image from now on.
+    ///
+    /// # Errors
+    /// 78 if it cannot be told anything, or not this.
+    fn recondition(&mut self, _condition: &method::Condition) -> Result<()> {
+        bail!(Config, "only a generator of diffusion.folder takes a condition")
     }
     /// Text that the image with this index in its class is conditioned on; empty if none. Images of one batch share it.
     fn prompt(&self, _class: ClassId, _index: u64) -> String {

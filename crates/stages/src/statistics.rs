@@ -4,6 +4,7 @@
 //! shrinkage share it.
 
 use crate::features::values;
+use crate::nets::Frozen;
 use crate::step::Step;
 use equipoise_base::{Error, Result, bail, ensure};
 use equipoise_diffusion::criterion::{ClassStatistics, Covariance, HardnessConfig};
@@ -98,6 +99,27 @@ impl ClassTable {
         let mean = Tensor::from_slice(&file.mean).view([-1, dim]);
         let covariances = Tensor::from_slice(covariances).view([-1, dim, dim]);
         let hardness = Hardness::of_covariances(&mean, &covariances, config.shrinkage)?;
+        Ok(Self { hardness: hardness.to(Kind::Float, runtime::device()) })
+    }
+
+    /// [`ClassTable::read`]; in a rehearsal, standard normals if no stage has stored anything yet.
+    ///
+    /// # Errors
+    /// As [`ClassTable::read`].
+    pub fn of_guide(step: &Step, name: &str, guide: &Frozen, config: HardnessConfig) -> Result<Self> {
+        let path = step.stage_path(&stage_name(name, config.covariance)).join("statistics.h5");
+        if !step.rehearses() || path.exists() {
+            return Self::read(step, name, config);
+        }
+        let (classes, dim) = (step.classes()?.len() as i64, guide.classifier.feature_dim());
+        let slots = if config.covariance == Covariance::Pooled { 1 } else { classes };
+        let options = (Kind::Double, Device::Cpu);
+        let covariances = Tensor::eye(dim, options).unsqueeze(0).expand([slots, -1, -1], false).contiguous();
+        let hardness = Hardness::of_covariances(
+            &Tensor::zeros([classes, dim], options),
+            &covariances,
+            config.shrinkage,
+        )?;
         Ok(Self { hardness: hardness.to(Kind::Float, runtime::device()) })
     }
 

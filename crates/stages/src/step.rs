@@ -8,6 +8,8 @@ mod gradients;
 mod machine;
 #[cfg(feature = "nccl")]
 mod nccl;
+mod pace;
+mod rehearsal;
 mod stopping;
 
 use crate::claim_folder::ClaimFolder;
@@ -31,6 +33,8 @@ use equipoise_rundir::{
 };
 use equipoise_telemetry::{Host, Progress};
 use files::{Log, prepared};
+use pace::Pacer;
+pub(crate) use rehearsal::rehearse_stage;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -68,6 +72,8 @@ pub struct Step {
     started: Instant,
     /// Units that this rank has finished in this attempt.
     made: AtomicU64,
+    /// How long they took.
+    pacer: Pacer,
     /// On the root: the open stage and its metrics file.
     root: Option<Mutex<Root>>,
 }
@@ -196,6 +202,7 @@ impl Step {
             host: Process::current().host,
             started: Instant::now(),
             made: AtomicU64::new(0),
+            pacer: Pacer::default(),
             attempt: told.attempt,
             identity: stage.identity.clone(),
             stage,
@@ -232,12 +239,25 @@ impl Step {
             "only one rank can look at a stage: start it without mpirun"
         );
         init_runtime(&resolved.recipe, &stage, &world)?;
+        let dir = run.stage(&stage_key(&stage)?);
+        let begun =
+            RealFs.exists(&dir.identity()).map_err(|error| Error::io("read", &dir.identity(), error))?;
+        ensure!(begun, BadData, "{}: no such file: the stage was never begun", dir.identity().display());
+        machine::record(&stage, BTreeMap::new())?.require(&RealFs, &dir.identity(), None)?;
+        Self::unowned(stage, resolved.recipe, run, world, StopFlag::default())
+    }
+
+    /// A step without a lease: nothing can be committed through it, because no lease satisfies its fence.
+    fn unowned(
+        stage: equipoise_config::Stage,
+        recipe: Recipe,
+        run: RunDir,
+        world: World,
+        stop: StopFlag,
+    ) -> Result<Self> {
         let vfs: Arc<dyn Vfs> = Arc::new(RealFs);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let dir = run.stage(&stage_key(&stage)?);
-        let begun = vfs.exists(&dir.identity()).map_err(|error| Error::io("read", &dir.identity(), error))?;
-        ensure!(begun, BadData, "{}: no such file: the stage was never begun", dir.identity().display());
-        machine::record(&stage, BTreeMap::new())?.require(&*vfs, &dir.identity(), None)?;
         let fence = Fence { dir: dir.lock(), generation: 0, nonce: String::new() };
         Ok(Self {
             guard: LeaseGuard::from_fences(vfs.clone(), vec![fence]),
@@ -245,19 +265,20 @@ impl Step {
             host: Process::current().host,
             started: Instant::now(),
             made: AtomicU64::new(0),
+            pacer: Pacer::default(),
             attempt: 0,
             identity: stage.identity.clone(),
             stage,
-            recipe: resolved.recipe,
+            recipe,
             run,
             records: dir.clone(),
             dir,
             job: Job::default(),
+            gradients: gradients::Choice::of(&world)?,
             world,
-            gradients: gradients::Choice::Tree,
             vfs,
             clock,
-            stop: StopFlag::default(),
+            stop,
             root: None,
         })
     }
@@ -385,6 +406,8 @@ impl Step {
             host: host.name,
             cpu: host.cpu,
             seconds: self.started.elapsed().as_secs_f64(),
+            process_seconds: equipoise_telemetry::process_seconds(),
+            pace: self.pacer.pace(equipoise_telemetry::process_seconds()),
             peak_memory: equipoise_telemetry::peak_memory_bytes(),
             version: BUILD_ID.to_string(),
         })

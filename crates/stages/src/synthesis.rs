@@ -37,8 +37,6 @@ pub struct Synthesizer<'a> {
     pub seed: u64,
     /// Images of a batch: always this many are computed.
     pub batch: u64,
-    /// Channels, height, width of a stored image.
-    pub shape: [i64; 3],
 }
 
 /// A guide with its criterion.
@@ -128,12 +126,12 @@ impl Synthesizer<'_> {
     }
 
     /// Non-finite: the same seed in fp32. Then, or if black or constant: sub-seeds. Each attempt is a whole batch of
-    /// this one image, so that it does not depend on its neighbours.
+    /// this one image, so that it does not depend on its neighbours. Nothing is tried if `last` is 0.
     fn retry(&self, class: ClassId, index: u64, bad: Bad, last: u32) -> Result<Made> {
         let mut flags = bad.flag();
         let indices = vec![index; self.batch as usize];
         let mut attempts: Vec<(u32, Precision)> = (1..=last).map(|sub| (sub, Precision::Fp32)).collect();
-        if bad == Bad::NonFinite {
+        if bad == Bad::NonFinite && last > 0 {
             attempts.insert(0, (0, Precision::Fp32));
         }
         for (sub_seed, precision) in attempts {
@@ -293,7 +291,6 @@ mod tests {
             feedback: None,
             seed: 3,
             batch: 40,
-            shape: [1, 2, 2],
         };
         let made = |last| synthesizer.batch(ClassId(1), 0, 40, last).unwrap();
         let (first, completed) = (made(SUB_SEEDS), made(MORE_SUB_SEEDS));

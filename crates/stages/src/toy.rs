@@ -6,6 +6,7 @@ use equipoise_diffusion::toy;
 use equipoise_report::results::{Toy, ToyArm, ToyPoint};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::time::Instant;
 
 /// Points of each panel of the picture.
 const SHOWN: usize = 600;
@@ -33,8 +34,13 @@ pub fn run(step: &Step) -> Result<()> {
     let mine = params.seeds.iter().enumerate().filter(|(at, _)| at % step.world() == step.rank());
     let mut own = Vec::new();
     for (at, &seed) in mine {
+        let start = Instant::now();
         own.push((at, toy::run(seed)?));
+        step.measured("seeds", 1, start.elapsed());
         step.comm_beat();
+        if step.rehearses() {
+            break;
+        }
     }
     let bytes = serde_json::to_vec(&own).or_exit(equipoise_base::ExitCode::Bug, "toy")?;
     let mut all: Vec<(usize, toy::Toy)> = Vec::new();

@@ -195,6 +195,7 @@ impl<'a> State<'a> {
             }
             self.apply(now, &gradient)?;
             self.step.count_made(u64::from(self.step.is_root()));
+            self.step.passed("steps", 1);
             self.log(now, &losses)?;
             progress.set(now + 1);
             step.report_progress("steps", &progress, false)?;

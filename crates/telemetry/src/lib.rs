@@ -7,7 +7,7 @@ mod host;
 mod log;
 mod progress;
 
-pub use host::{Host, peak_memory_bytes};
+pub use host::{Host, peak_memory_bytes, process_seconds};
 pub use log::init;
 pub use progress::{Progress, Snapshot, human_duration};
 pub use tracing::{debug, error, info, warn};

@@ -143,6 +143,11 @@ impl Layout {
         self.len() == 0
     }
 
+    /// Images per batch.
+    pub fn batch(&self) -> u64 {
+        self.config.batch
+    }
+
     /// Number of planned images.
     pub fn images(&self) -> u64 {
         self.classes.iter().map(|class| class.planned).sum()

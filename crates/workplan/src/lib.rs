@@ -4,6 +4,7 @@
 //! ask the same question get the same answer.
 
 pub mod balance;
+pub mod effort;
 pub mod layout;
 pub mod order;
 pub mod parameters;

@@ -57,6 +57,15 @@ impl Default for Bottlenecks {
 }
 
 impl ClassifierSize {
+    /// Width of the features that the head sees.
+    pub fn feature_dim(&self) -> u64 {
+        match self {
+            Self::CifarResnet { width, .. } => 4 * width,
+            Self::BottleneckResnet(shape) => 32 * shape.base,
+            Self::Resnet50 {} | Self::Resnet152 {} | Self::Resnext50 {} => 2048,
+        }
+    }
+
     /// Parameters of the network for images of `channels` and `classes` classes.
     pub fn count(&self, channels: u64, classes: u64) -> u64 {
         match self {

@@ -204,7 +204,7 @@ fn a_dry_run_tells_hours_and_attempts_from_measured_speed() {
     let text = site.equipoise(&args).ok();
     let words: Vec<String> =
         line(&text, "generate.plain.k0").split_whitespace().map(str::to_string).collect();
-    assert_eq!(words[1..], ["-", "1", "1", "91", "30", "min", "20", "s", "4"], "{text}");
+    assert_eq!(words[1..], ["-", "1", "1", "91", "30", "min", "20", "s", "4", "generate.plain.k0"], "{text}");
     assert!(text.contains("takes  1.0 GPU-hours, 0.5 CPU-hours, and "), "{text}");
 }
 

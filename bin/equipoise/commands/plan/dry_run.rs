@@ -1,6 +1,8 @@
 //! `equipoise submit --dry-run`: what a run takes as batch jobs, from counts and from measured speed.
 
-use super::{Plan, fits, limit, plan};
+use super::time::Times;
+use super::{Plan, Sizes, limit, plan};
+use crate::cost::{Estimator, Source};
 use crate::jobs;
 use crate::output::{self, Format};
 use crate::runner::{Run, stage_dir};
@@ -8,7 +10,6 @@ use equipoise_base::{ExitCode, Result};
 use equipoise_config::slurm::Job;
 use equipoise_config::{Kind, Stage};
 use equipoise_rundir::stage::Status;
-use equipoise_rundir::vfs::Space;
 use equipoise_rundir::{RealFs, RunDir};
 use equipoise_slurm::estimate::{self, Measured};
 use equipoise_slurm::shape::Shape;
@@ -28,6 +29,9 @@ struct Row {
     units: Option<u64>,
     /// Seconds at the measured speed; null if it was not measured.
     seconds: Option<f64>,
+    /// Where it was measured.
+    measured_by: Option<String>,
+    rank_hours: Option<f64>,
     gpu_hours: Option<f64>,
     cpu_hours: Option<f64>,
     /// Attempts at this time limit; null without speed or limit.
@@ -43,16 +47,31 @@ struct DryRun {
     files: u64,
     free_bytes: u64,
     free_files: Option<u64>,
+    /// The command that measures what was not.
+    #[serde(skip)]
+    calibrate: String,
 }
 
-/// Shows what submitting would take. `measured` is a run whose speed is taken, by default this one.
+/// Where speeds come from, beside the run itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Speeds<'a> {
+    /// Another run.
+    pub measured: Option<&'a Path>,
+    /// A calibration.
+    pub calibration: Option<&'a Path>,
+}
+
+/// Shows what submitting would take. `recipe` is what the user typed for it.
 ///
 /// # Errors
 /// 73 if space or files do not suffice; as planning and rendering otherwise.
-pub fn dry_run(run: &Run, measured: Option<&Path>, format: Format) -> Result<ExitCode> {
+pub fn dry_run(run: &Run, speeds: Speeds<'_>, recipe: &str, format: Format) -> Result<ExitCode> {
     run.check_identities()?;
-    let plan = plan(run)?;
-    let measured = measured.map_or_else(|| run.dir.clone(), RunDir::new);
+    let estimator = Estimator::new(run, speeds.measured, speeds.calibration)?;
+    let plan = plan(run, &estimator)?;
+    let sizes = Sizes::read(run)?;
+    let times = Times::new(run, &sizes, &estimator)?;
+    let measured = speeds.measured.map_or_else(|| run.dir.clone(), RunDir::new);
     let mut missing = Vec::new();
     for stage in &run.stages {
         if !run.is_done(stage)? {
@@ -63,27 +82,47 @@ pub fn dry_run(run: &Run, measured: Option<&Path>, format: Format) -> Result<Exi
     let rows: Result<Vec<Row>> = missing
         .iter()
         .zip(&scripts)
-        .map(|(stage, script)| Row::new(run, stage, script.shape, &plan, &measured))
+        .map(|(stage, script)| Row::new(run, stage, script.shape, &plan, (&times, &measured)))
         .collect();
-    let Plan { bytes, files, free_bytes, free_files, .. } = plan;
-    let shown = DryRun { run: run.dir.root().into(), jobs: rows?, bytes, files, free_bytes, free_files };
+    let shown = DryRun {
+        run: run.dir.root().into(),
+        jobs: rows?,
+        bytes: plan.room.peak_bytes,
+        files: plan.room.peak_files,
+        free_bytes: plan.free_bytes,
+        free_files: plan.free_files,
+        calibrate: format!("equipoise calibrate {recipe}"),
+    };
     match format {
         Format::Json => output::json(&shown),
         Format::Text => shown.print(),
     }
-    fits(run.dir.root(), bytes, files, Space { bytes: free_bytes, inodes: free_files.unwrap_or(u64::MAX) })?;
+    plan.require_room()?;
     Ok(ExitCode::Done)
 }
 
 impl Row {
-    fn new(run: &Run, stage: &Stage, shape: Shape, plan: &Plan, measured: &RunDir) -> Result<Self> {
+    fn new(
+        run: &Run,
+        stage: &Stage,
+        shape: Shape,
+        plan: &Plan,
+        (times, measured): (&Times<'_>, &RunDir),
+    ) -> Result<Self> {
         let slurm = &run.resolved.recipe.slurm;
         let job = settings::of_stage(slurm, &stage.name)?;
         let tasks = shape.array.unwrap_or(1);
         let units = units(stage, plan);
-        let speed = speed(measured, &stage.name)?;
         let all_ranks = shape.ranks.saturating_mul(tasks);
-        let seconds = units.zip(speed).and_then(|(units, speed)| estimate::seconds(units, speed, all_ranks));
+        // An attempt that has not finished knows its speed as well as any; it is asked if nothing better is known.
+        let estimate = times.estimate(stage, all_ranks as usize);
+        let speed = speed(measured, &stage.name)?.filter(|_| estimate.is_none());
+        let seconds = match &estimate {
+            Some(estimate) => Some(estimate.seconds),
+            None => units.zip(speed).and_then(|(units, speed)| estimate::seconds(units, speed, all_ranks)),
+        };
+        let earlier = speed.map(|_| Source::Stage(stage.name.clone()));
+        let measured_by = estimate.map(|estimate| estimate.source).or(earlier.filter(|_| seconds.is_some()));
         let hours = seconds.map(|seconds| seconds / 3600.0);
         let cpus =
             f64::from(all_ranks) * f64::from(job.cpus_per_task.unwrap_or(run.resolved.recipe.run.threads));
@@ -96,6 +135,8 @@ impl Row {
             array: shape.array,
             units,
             seconds,
+            measured_by: measured_by.map(|source| source.to_string()),
+            rank_hours: hours.map(|hours| hours * f64::from(all_ranks)),
             gpu_hours: hours.zip(gpus).map(|(hours, gpus)| hours * gpus),
             cpu_hours: hours.map(|hours| hours * cpus),
             attempts: seconds
@@ -116,6 +157,7 @@ impl Row {
             or_dash(self.units.map(|units| units.to_string())),
             self.seconds.map_or(unmeasured.into(), human_duration),
             or_dash(self.attempts.map(|attempts| attempts.to_string())),
+            self.measured_by.clone().unwrap_or_default(),
         ]
     }
 }
@@ -153,14 +195,15 @@ impl DryRun {
         output::line(format!("run    {}", self.run.display()));
         output::line("");
         let rows: Vec<_> = self.jobs.iter().map(Row::cells).collect();
-        let header = ["stage", "tasks", "nodes", "ranks", "units", "takes", "attempts"];
+        let header = ["stage", "tasks", "nodes", "ranks", "units", "takes", "attempts", "measured by"];
         output::table(&header, &rows, &[1, 2, 3, 4, 5, 6]);
         output::line("");
         let unmeasured = self.jobs.iter().filter(|row| row.units.is_some() && row.seconds.is_none()).count();
         let but = match unmeasured {
             0 => String::new(),
             count => format!(
-                ", and {count} stages whose speed was not measured (--measured RUN takes another run's)"
+                ", and {count} stages whose speed was not measured ({} measures it; --measured RUN takes another run's)",
+                self.calibrate
             ),
         };
         let sum = |of: fn(&Row) -> Option<f64>| self.jobs.iter().filter_map(of).sum::<f64>();
@@ -169,9 +212,11 @@ impl DryRun {
         } else {
             String::new()
         };
-        output::line(format!("takes  {gpu}{:.1} CPU-hours{but}", sum(|row| row.cpu_hours)));
+        let (cpu, wall) = (sum(|row| row.cpu_hours), human_duration(sum(|row| row.seconds)));
+        output::line(format!("takes  {gpu}{cpu:.1} CPU-hours{but}"));
+        output::line(format!("       {wall} if one job follows the other"));
         let need = output::bytes(self.bytes);
-        output::line(format!("needs  {need}, {} files, and checkpoints", self.files));
+        output::line(format!("needs  {need} and {} files, checkpoints included", self.files));
         let free = output::bytes(self.free_bytes);
         output::line(format!("free   {free}, {}", limit(self.free_files.unwrap_or(u64::MAX))));
     }

@@ -38,6 +38,7 @@ impl<'a> Builder<'a> {
         self.evaluate()?;
         self.metrics()?;
         self.grid()?;
+        self.dropout()?;
         if self.resolved.recipe.toy.is_some() {
             self.add(Kind::Toy, "toy".into(), vec![], Value::Null, &|all| all["toy"].clone());
         }
@@ -312,6 +313,27 @@ impl<'a> Builder<'a> {
             let mut params = without(&all["grid"], &[]);
             params.insert("generate".into(), Value::Object(sampling_params(all, &grid.set, set)));
             params.insert("judge".into(), all["metrics"]["judge"].clone());
+            Value::Object(params)
+        });
+        Ok(())
+    }
+
+    fn dropout(&mut self) -> Result<()> {
+        let recipe = &self.resolved.recipe;
+        let Some(dropout) = &recipe.dropout else { return Ok(()) };
+        let Some(set) = recipe.sets.get(&dropout.set) else { return Ok(()) };
+        let (mut after, mut content) = self.sampling_needs(set)?;
+        for (role, name) in [("judge", &recipe.metrics.judge), ("extractor", &recipe.metrics.extractor)] {
+            let Some(helper) = recipe.classifiers.get(name) else { continue };
+            let (stages, weights) = self.helper_needs(name, helper)?;
+            after.extend(stages.into_iter().filter(|stage| !after.contains(stage)).collect::<Vec<_>>());
+            content[role] = weights;
+        }
+        self.add(Kind::Dropout, "dropout".into(), after, content, &|all| {
+            let mut params = without(&all["dropout"], &[]);
+            params.insert("generate".into(), Value::Object(sampling_params(all, &dropout.set, set)));
+            params.insert("judge".into(), all["metrics"]["judge"].clone());
+            params.insert("extractor".into(), all["metrics"]["extractor"].clone());
             Value::Object(params)
         });
         Ok(())

@@ -36,6 +36,8 @@ pub enum Kind {
     Metrics,
     /// Sweeps guidance strengths.
     Grid,
+    /// Sweeps the dropout of the image condition.
+    Dropout,
     /// The two-dimensional toy.
     Toy,
     /// Writes the page; done by the front end itself.
@@ -49,7 +51,7 @@ impl Kind {
             Kind::Prepare => Some("equipoise-prepare"),
             Kind::Classifier | Kind::Diffusion | Kind::Arm => Some("equipoise-train"),
             Kind::Features | Kind::Statistics => Some("equipoise-features"),
-            Kind::Generate | Kind::Grid | Kind::Toy => Some("equipoise-generate"),
+            Kind::Generate | Kind::Grid | Kind::Dropout | Kind::Toy => Some("equipoise-generate"),
             Kind::Evaluate | Kind::Metrics => Some("equipoise-metrics"),
             Kind::Report => None,
         }

@@ -258,6 +258,15 @@ impl Checker<'_> {
                 self.wrong("grid.set", message);
             }
         }
+        if let Some(dropout) = &recipe.dropout {
+            self.refers("dropout.set", "set", &dropout.set, &recipe.sets.names());
+            if recipe.diffusion.folder.is_none() {
+                self.wrong(
+                    "dropout",
+                    "dropout: only a generator of diffusion.folder is conditioned on images",
+                );
+            }
+        }
         if let Some(baseline) = &recipe.report.baseline {
             self.refers("report.baseline", "arm", baseline, &recipe.arms.names());
         }

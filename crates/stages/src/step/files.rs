@@ -1,4 +1,5 @@
-//! Where a stage's files are, and how they get there: under the lease, through `rundir`.
+//! Where a stage's files are, and how they get there: under the lease, through `rundir`. A rehearsal writes and removes
+//! nothing.
 
 use super::Step;
 use equipoise_base::{Error, Result, bail};
@@ -50,6 +51,9 @@ impl Step {
     /// # Errors
     /// 69 if the lease is lost, 74 if it cannot be written.
     pub fn commit(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        if self.rehearses() {
+            return Ok(());
+        }
         let start = Instant::now();
         commit_bytes(&*self.vfs, &prepared(&*self.vfs, path)?, bytes, Some(&self.guard))?;
         self.measured_commit(start.elapsed());
@@ -61,6 +65,9 @@ impl Step {
     /// # Errors
     /// As [`Step::commit`].
     pub fn commit_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
+        if self.rehearses() {
+            return Ok(());
+        }
         commit_json(&*self.vfs, &prepared(&*self.vfs, path)?, value, Some(&self.guard))
     }
 
@@ -69,6 +76,9 @@ impl Step {
     /// # Errors
     /// 69 if the lease is lost, 74 if it cannot be removed.
     pub fn discard(&self, path: &Path) -> Result<()> {
+        if self.rehearses() {
+            return Ok(());
+        }
         self.guard.check()?;
         self.vfs.remove_file(path).map_err(|error| Error::io("remove", path, error))
     }
@@ -78,6 +88,9 @@ impl Step {
     /// # Errors
     /// As [`Step::discard`].
     pub fn remove_if_there(&self, path: &Path) -> Result<()> {
+        if self.rehearses() {
+            return Ok(());
+        }
         self.guard.check()?;
         match self.vfs.remove_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -90,6 +103,9 @@ impl Step {
     /// # Errors
     /// As [`Step::discard`].
     pub fn remove_folder(&self, path: &Path) -> Result<()> {
+        if self.rehearses() {
+            return Ok(());
+        }
         self.guard.check()?;
         match self.vfs.remove_dir_all(path) {
             // Not there, or another task of the array was faster.

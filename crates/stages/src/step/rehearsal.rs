@@ -1,0 +1,105 @@
+//! A stage rehearsed: its own loop over a few units, to learn what they cost. Inputs that are not there yet have
+//! stand-ins of the same shape ([`crate::stand_in`]), and nothing is committed.
+
+use super::pace::Pacer;
+use super::{Step, init_runtime};
+use crate::training::Ended;
+use crate::world;
+use equipoise_base::{Error, ExitCode, Result, ResultExt as _, bail, ensure};
+use equipoise_comm::StopFlag;
+use equipoise_config::{load_resolved, stage as find_stage};
+use equipoise_nn::runtime;
+use equipoise_report::pace::Rehearsal;
+use equipoise_rundir::{RealFs, RunDir, commit_json};
+use equipoise_telemetry::{Host, peak_memory_bytes, process_seconds};
+use std::path::Path;
+use std::time::Duration;
+
+/// Rehearses the stage that `stage=NAME` in `sets` names for about `seconds` and writes what it learnt to `file`.
+///
+/// # Errors
+/// Those of the stage; 78 if it has nothing to do that could be measured.
+pub(crate) fn rehearse_stage(
+    config: &Path,
+    run: &Path,
+    sets: &[String],
+    body: fn(&Step) -> Result<Ended>,
+    (file, seconds): (&Path, f64),
+) -> Result<ExitCode> {
+    let stop = StopFlag::default();
+    stop.on_signals()?;
+    equipoise_comm::parent::die_with_parent()?;
+    let enough = Duration::try_from_secs_f64(seconds).or_exit(ExitCode::Usage, "--rehearse-seconds")?;
+    let resolved = load_resolved(config, sets)?;
+    let Some(name) = resolved.recipe.stage.clone() else {
+        bail!(Usage, "--set stage=NAME is needed: `equipoise plan` lists the stages");
+    };
+    let stage = find_stage(&resolved, &name)?;
+    let world = world::init()?;
+    world.require_size()?;
+    init_runtime(&resolved.recipe, &stage, &world)?;
+    let mut step = Step::unowned(stage, resolved.recipe, RunDir::new(run), world, stop)?;
+    step.pacer = Pacer::until(enough);
+    step.world.abort_on_panic(|_| ());
+    let watchdog = step.world.watch(|_, reason| eprintln!("error: {reason}"))?;
+    let result = match body(&step) {
+        Ok(Ended::Stopped) => step.conclude(file, step.pacer.is_satisfied()),
+        Ok(Ended::Done | Ended::Part) => step.conclude(file, true),
+        // Loops without agreement by steps end so, see `Step::agree_to_go_on`.
+        Err(error) if error.code() == ExitCode::Requeue => step.conclude(file, step.pacer.is_satisfied()),
+        Err(error) => Err(error),
+    };
+    drop(watchdog);
+    match result {
+        Ok(code) => step.world.finish().map(|()| code),
+        Err(error) if step.world() > 1 => {
+            eprintln!("error: rank {}: {error}", step.rank());
+            step.comm().abort(error.code().status())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Step {
+    /// Whether this is a rehearsal.
+    pub fn rehearses(&self) -> bool {
+        self.pacer.is_rehearsal()
+    }
+
+    /// Rank 0 writes what all have learnt, if its own part of it is `complete`.
+    fn conclude(&self, file: &Path, complete: bool) -> Result<ExitCode> {
+        let (used, total) = runtime::gpu_memory().unwrap_or_default();
+        let own = [peak_memory_bytes(), used, total].map(u64::to_le_bytes).concat();
+        let all = self.comm().all_gather(&own)?;
+        if self.rank() > 0 {
+            return Ok(ExitCode::Done);
+        }
+        if !complete {
+            return Ok(ExitCode::Requeue);
+        }
+        let most = |at: usize| {
+            let word = |bytes: &Vec<u8>| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
+            all.iter().filter_map(word).max().unwrap_or(0)
+        };
+        let pace = self.pacer.pace(process_seconds());
+        ensure!(
+            pace.is_some(),
+            Config,
+            "stage '{}' has nothing to do that could be measured",
+            self.stage.name
+        );
+        let host = Host::here();
+        let rehearsal = pace.map(|pace| Rehearsal {
+            pace,
+            ranks: self.world(),
+            peak_memory: most(0),
+            gpu_memory: Some(most(8)).filter(|bytes| *bytes > 0),
+            gpu_total: Some(most(16)).filter(|bytes| *bytes > 0),
+            host: host.name,
+            cpu: host.cpu,
+            machine: runtime::facts().unwrap_or_default(),
+        });
+        commit_json(&RealFs, file, &rehearsal, None).map_err(|error: Error| error.context("rehearsal"))?;
+        Ok(ExitCode::Done)
+    }
+}
