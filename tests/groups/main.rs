@@ -12,9 +12,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::{PATIENCE, assert_same, equipoise, finish, results, run_recipe};
 
-const CLASSES: [&str; 3] = ["cat", "dog", "sea lion"];
-const CONTEXTS: [&str; 3] = ["snow", "grass", "rock"];
-
 /// Training images by class and context: no cat on rock, and more dogs on grass than any group is brought to.
 const COUNTS: [[u64; 3]; 3] = [[6, 2, 0], [4, 9, 3], [5, 3, 4]];
 
