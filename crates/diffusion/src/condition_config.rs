@@ -42,8 +42,13 @@ impl ConditionConfig {
 
     /// The prompt of a class.
     pub fn prompt_of(&self, class: &str) -> String {
-        self.prompt.replace(CLASS, class)
+        prompt_of(&self.prompt, class)
     }
+}
+
+/// The text that a prompt makes of the name of a class.
+pub fn prompt_of(prompt: &str, class: &str) -> String {
+    prompt.replace(CLASS, class)
 }
 
 #[cfg(test)]

@@ -284,7 +284,8 @@ impl Factory {
 /// The generator of a recipe: a folder of a latent diffusion, or a network over pixels.
 fn source(step: &Step, params: &GenerateParams, shape: &DataShape) -> Result<Box<dyn Source>> {
     if let (Some(folder), Some(condition)) = (&params.diffusion.folder, &params.condition) {
-        return Ok(Box::new(LatentSource::open(step, folder, condition, &params.split, shape)?));
+        let held = precision(params.precision);
+        return Ok(Box::new(LatentSource::open(step, folder, condition, &params.split, shape, held)?));
     }
     let weights = match &params.diffusion.weights {
         Some(file) => file.clone(),

@@ -5,6 +5,7 @@
 
 mod claim_folder;
 mod data;
+mod embed;
 mod entry;
 mod evaluate;
 mod facts;
