@@ -5,7 +5,7 @@ use crate::support::{PATIENCE, assert_same, equipoise, finish, results};
 use equipoise_testkit::{Process, TempRun};
 use std::process::Command;
 
-const SETS: [&str; 2] = ["sets.published.plan.n=24", "sets.published.sampler.steps=16"];
+const SETS: [&str; 2] = ["sets.published.plan.n=12", "sets.published.sampler.steps=16"];
 
 /// Runs what follows on a small file system of its own at $1, fills it once the second shard is there, makes room again,
 /// resumes, and copies the run to $2.
