@@ -1,6 +1,9 @@
 //! Synthetic sets out of a Hugging Face folder, through the public command.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod broken;
+mod embeddings;
+mod full_disk;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -47,6 +50,23 @@ fn one_and_two_ranks_give_the_same_files_and_any_image_can_be_made_again() {
     finish(equipoise(&["shards", "regenerate", path.to_str().unwrap(), "--sample", "2"]));
 }
 
+/// A folder that diffusers wrote, of another configuration: levels, layers, heads, prediction, half precision.
+#[test]
+fn another_folder_of_diffusers_is_sampled_on_any_number_of_ranks() {
+    const OTHER: &str = "tests/oracle/unclip_pipeline/cfg4_epsilon/model";
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(OTHER);
+    let key = format!("diffusion.folder={}", folder.display());
+    let runs = [1, 2].map(|ranks| {
+        let temp = TempRun::default();
+        finish(run(&temp.join("run"), ranks, &[&key]));
+        temp
+    });
+    let [one, two] = runs.each_ref().map(|temp| results(&temp.join("run")));
+    assert_same(&one, &two, "2 ranks");
+    let path = runs[1].join("run");
+    finish(equipoise(&["shards", "regenerate", path.to_str().unwrap(), "--sample", "2"]));
+}
+
 /// What `weights make-tiny` writes is a folder like any other.
 #[test]
 fn a_tiny_folder_can_be_made_locked_and_sampled() {
@@ -80,45 +100,6 @@ fn the_folder_is_part_of_the_identity() {
     let (code, output) = failure(run(&temp.join("run"), 1, &[&key]));
     assert_eq!(code, Some(78), "{output}");
 }
-
-#[test]
-fn what_is_broken_is_named() {
-    let temp = TempRun::default();
-    let folder = copy(&temp);
-    let key = format!("diffusion.folder={}", folder.display());
-    let mut number = 0;
-    let mut fails = |more: &[&str], want: i32, words: &[&str]| {
-        number += 1;
-        let sets: Vec<&str> = [key.as_str()].iter().chain(more).copied().collect();
-        let (code, output) = failure(run(&temp.join(format!("run{number}")), 1, &sets));
-        assert_eq!(code, Some(want), "{output}");
-        assert!(words.iter().all(|word| output.contains(word)), "{words:?}: {output}");
-    };
-    fails(&["diffusion.weights=none.safetensors"], 78, &["diffusion.folder"]);
-    let profile = "data.splits.train.select.profile.counts=[8, 8, 6, 8, 0, 8, 4, 8, 8, 8]";
-    fails(&[profile], 65, &["Coat", "no image"]);
-    std::fs::remove_file(folder.join("tokenizer/merges.txt")).unwrap();
-    fails(&[], 65, &["merges.txt"]);
-    let weights = folder.join("vae/diffusion_pytorch_model.safetensors");
-    let bytes = std::fs::read(&weights).unwrap();
-    std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
-    fails(&[], 65, &["vae/diffusion_pytorch_model.safetensors"]);
-    std::fs::remove_dir_all(folder.join("unet")).unwrap();
-    fails(&[], 65, &["unet", "missing"]);
-}
-
-/// An update that leaves no number finite: every image is retried, listed as failed, and nothing is lost.
-#[test]
-fn a_strength_that_makes_nan_ends_with_1() {
-    let temp = TempRun::default();
-    let sets =
-        ["sets.published.feedback.omega=1e38", "sets.published.plan.n=8", "sets.published.feedback.every=1"];
-    let (code, output) = failure(run(&temp.join("run"), 1, &sets));
-    assert_eq!(code, Some(1), "{output}");
-    assert!(output.contains("came out unusable"), "{output}");
-    assert!(temp.join("run/sets/published.k0/index.json").is_file());
-}
-
 /// Guidance scale against strength, and rows of the dropout probability (seed 002 Fig. 9 and 12-14), on any ranks.
 #[test]
 fn sweeps_over_a_latent_folder_are_the_same_on_one_and_two_ranks() {

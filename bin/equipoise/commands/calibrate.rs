@@ -174,6 +174,7 @@ fn images_per_second(stage: &Stage, rehearsal: &Rehearsal) -> Option<f64> {
             equipoise_workplan::effort::FEATURE_BATCH * rehearsal.ranks as u64
         }
         Kind::Grid | Kind::Dropout => stage.params["images"].as_u64()? * rehearsal.ranks as u64,
+        Kind::Embed => rehearsal.ranks as u64,
         Kind::Prepare => 1,
         _ => return None,
     };

@@ -261,9 +261,10 @@ impl Sizes {
             ("grid", recipe.grid.as_ref().and_then(|grid| grid.classes.as_ref())),
             ("dropout", recipe.dropout.as_ref().and_then(|dropout| dropout.classes.as_ref())),
         ];
-        for (table, class) in swept.into_iter().flat_map(|(table, wanted)| {
-            wanted.into_iter().flatten().map(move |class| (table, class))
-        }) {
+        for (table, class) in swept
+            .into_iter()
+            .flat_map(|(table, wanted)| wanted.into_iter().flatten().map(move |class| (table, class)))
+        {
             let known: Vec<&str> = names.iter().map(String::as_str).collect();
             let message = || format!("{table}.classes: there is no class '{class}'{}", hint(class, &known));
             ensure!(names.contains(class), Config, "{}", message());

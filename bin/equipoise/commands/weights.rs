@@ -13,11 +13,12 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Record what is in a folder of weights, or make a tiny one.
+/// Record what is in a folder of weights, or make one with random weights.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     equipoise weights lock models/stable-diffusion-2-1-unclip\n  \
     equipoise weights make-tiny models/tiny-unclip\n  \
+    equipoise weights make-full --dtype fp16 /scratch/full-unclip\n  \
     equipoise doctor --weights models/stable-diffusion-2-1-unclip")]
 pub struct Args {
     #[command(subcommand)]
@@ -44,6 +45,18 @@ enum What {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+    /// Make the same with networks of the published sizes, to measure memory and speed before the weights are there.
+    MakeFull {
+        /// Folder to make; it must be empty, or not be there. Takes 7.7 GB, or half of it in a short format.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Seed of the weights.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Number format of the files.
+        #[arg(long, default_value = "fp32", value_parser = ["fp32", "fp16", "bf16"])]
+        dtype: String,
+    },
 }
 
 /// Does it.
@@ -52,6 +65,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Lock { dir, beside } => lock(dir, *beside),
         What::MakeTiny { dir, seed } => {
             let line: Vec<OsString> = vec![dir.into(), format!("--seed={seed}").into()];
+            steps::become_program("equipoise-weights", &line)
+        }
+        What::MakeFull { dir, seed, dtype } => {
+            let options = [format!("--seed={seed}"), format!("--dtype={dtype}"), "--full".into()];
+            let line: Vec<OsString> =
+                std::iter::once(dir.into()).chain(options.map(OsString::from)).collect();
             steps::become_program("equipoise-weights", &line)
         }
     }

@@ -37,6 +37,7 @@ fn work(recipe: &Recipe, stage: &Stage) -> Option<Value> {
             network(recipe, &params["judge"]),
         ]),
         Kind::Features => json!(["features", network(recipe, &params["classifier"])]),
+        Kind::Embed => json!(["embed", params["of"], params["folder"]]),
         Kind::Evaluate => {
             let archs = recipe.arms.iter().map(|(_, arm)| json!([arm.training.arch, arm.training.augment]));
             let mut archs: Vec<String> = archs.map(|arch| arch.to_string()).collect();

@@ -337,7 +337,7 @@ pub struct Generate {
     /// Classifier-free guidance; 1 is none.
     #[schemars(range(min = 0.0, max = 100.0))]
     pub cfg_scale: f64,
-    /// Number format of activations.
+    /// Number format of activations, and of the matrices that a latent generator holds.
     pub precision: Precision,
     /// Classifier feedback; none if left out.
     pub feedback: Option<Feedback>,

@@ -486,3 +486,38 @@ fn the_site_examples_are_configurations() {
     }
     assert_eq!(seen, 3);
 }
+
+/// Embeddings are made once per split and once for all texts, before the sets that read them; but they decide no identity
+/// that the folder, the split and the texts do not decide already.
+#[test]
+fn embeddings_come_before_the_sets_that_read_them() {
+    let folder = Folder::new();
+    std::fs::create_dir(folder.0.path().join("sd")).unwrap();
+    folder.write("sd/model_index.json", "{}");
+    let condition = |prompt: &str| {
+        let dropout = r#"{ p = 0.0, target = "class_label", rescale = "none" }"#;
+        format!(
+            r#"{{ prompt = "{prompt}", negative_prompt = "", noise_level = 0, dropout = {dropout}, sliced_decode = false }}"#
+        )
+    };
+    let text = |prompt: &str| {
+        format!(
+            "{}[generate]\ncondition = {}\n",
+            RECIPE.replacen("[diffusion", "[diffusion]\nfolder = \"sd\"\n[diffusion", 1),
+            condition(prompt)
+        )
+    };
+    let stages_of = |prompt: &str| stages(&folder.resolve(&text(prompt), &[]).unwrap()).unwrap();
+    let (one, other) = (stages_of("a {class}"), stages_of("the {class}"));
+    let (images, texts) = ("embed-images.train", "embed-texts");
+    assert_eq!(named(&one, images).after, ["prepare.train"]);
+    assert_eq!(named(&one, texts).params["prompts"], serde_json::json!(["a {class}"]));
+    assert_eq!(named(&one, texts).kind.program(), Some("equipoise-features"));
+    let set = named(&one, "generate.plain.k0");
+    assert!(set.after.ends_with(&[images.to_string(), texts.to_string()]), "{:?}", set.after);
+    assert!(!set.identity_fields().keys().any(|key| key.contains("embed")));
+    let differs = |name: &str| named(&one, name).identity != named(&other, name).identity;
+    assert!(!differs(images) && differs(texts) && differs("generate.plain.k0"));
+    folder.write("sd/model_index.json", "{ }");
+    assert_ne!(named(&stages_of("a {class}"), images).identity, named(&one, images).identity);
+}

@@ -63,8 +63,18 @@ impl ConditionConfig {
 
     /// The prompt of a class in a context; `context` is empty where images have none.
     pub fn prompt_of(&self, class: &str, context: &str) -> String {
-        self.prompt.replace(CONTEXT, context).replace(CLASS, class)
+        prompt_of(&self.prompt, class, context)
     }
+}
+
+/// The text that a prompt makes of the names of a class and its context; `context` is empty where images have none.
+pub fn prompt_of(prompt: &str, class: &str, context: &str) -> String {
+    prompt.replace(CONTEXT, context).replace(CLASS, class)
+}
+
+/// Whether a prompt says in which context an image is.
+pub fn names_context(prompt: &str) -> bool {
+    prompt.contains(CONTEXT)
 }
 
 #[cfg(test)]

@@ -98,9 +98,12 @@ impl ImageNoising {
         self.mean.size()[1]
     }
 
-    /// Kind of the embeddings that it takes.
-    pub fn kind(&self) -> Kind {
-        self.mean.kind()
+    /// # Errors
+    /// 65 unless image embeddings have the length `width`.
+    pub fn check_width(&self, width: i64) -> Result<()> {
+        let want = self.width();
+        ensure!(width == want, BadData, "image embeddings of length {width}: image_normalizer has {want}");
+        Ok(())
     }
 
     /// # Errors

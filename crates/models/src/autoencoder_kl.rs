@@ -9,9 +9,9 @@ pub use config::AutoencoderKLConfig;
 use blocks::{Level, MidBlock, norm};
 use equipoise_base::Result;
 use equipoise_nn::layers::{Conv2d, Conv2dConfig, GroupNorm};
-use equipoise_nn::{Params, Scope, mapped};
+use equipoise_nn::{Held, Params, Scope, mapped};
 use equipoise_pretrained::Component;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// Images [N, C, H, W] in [-1, 1] to latent images [N, L, h, w] and back.
 #[derive(Debug)]
@@ -135,10 +135,10 @@ impl AutoencoderKL {
     ///
     /// # Errors
     /// 65 naming the file, and the key or tensor in it, that makes no autoencoder; 74 if one cannot be read.
-    pub fn open(component: &Component, kind: Kind, device: Device) -> Result<Self> {
+    pub fn open(component: &Component, held: impl Into<Held>, device: Device) -> Result<Self> {
         let source = component.config_path()?.display().to_string();
         let config = AutoencoderKLConfig::from_json(&source, component.config()?)?;
-        let params = Params::for_loading(kind, device);
+        let params = Params::for_loading(held, device);
         let vae = Self::new(&params.root(), &config);
         mapped::load(&params, &component.weights()?, state_name)?;
         params.freeze();
@@ -197,6 +197,7 @@ fn state_name(name: &str) -> Option<String> {
 mod tests {
     use super::*;
     use serde_json::{Value, json};
+    use tch::Kind;
 
     fn types(kind: &str, levels: usize) -> Value {
         json!(vec![kind; levels])

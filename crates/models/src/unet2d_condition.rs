@@ -12,9 +12,9 @@ use crate::sinusoid::sinusoid;
 use blocks::{Context, DownBlock, MidBlock, UpBlock};
 use equipoise_base::Result;
 use equipoise_nn::layers::{Conv2d, Conv2dConfig, GroupNorm, Linear};
-use equipoise_nn::{Params, Scope, mapped};
+use equipoise_nn::{Held, Params, Scope, mapped};
 use equipoise_pretrained::Component;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// Noisy latent image, time step, text and image embedding to noise (or v).
 #[derive(Debug)]
@@ -96,10 +96,10 @@ impl UNet2DConditionModel {
     ///
     /// # Errors
     /// 65 naming the file, and the key or tensor in it, that makes no such network; 74 if one cannot be read.
-    pub fn open(component: &Component, kind: Kind, device: Device) -> Result<Self> {
+    pub fn open(component: &Component, held: impl Into<Held>, device: Device) -> Result<Self> {
         let source = component.config_path()?.display().to_string();
         let config = UNet2DConditionConfig::from_json(&source, component.config()?)?;
-        let params = Params::for_loading(kind, device);
+        let params = Params::for_loading(held, device);
         let unet = Self::new(&params.root(), &config);
         mapped::load(&params, &component.weights()?, |name| Some(name.to_string()))?;
         params.freeze();
@@ -151,7 +151,9 @@ impl UNet2DConditionModel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use equipoise_nn::Precision;
     use serde_json::{Value, json};
+    use tch::Kind;
 
     /// stable-diffusion-2-1-unclip.
     fn unclip() -> Value {
@@ -188,7 +190,7 @@ mod tests {
         }
     }
 
-    fn small(linear: bool) -> UNet2DConditionModel {
+    fn small(linear: bool, params: Params) -> UNet2DConditionModel {
         let value = json!({
             "attention_head_dim": [2, 4], "block_out_channels": [16, 32], "norm_num_groups": 8,
             "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
@@ -196,17 +198,49 @@ mod tests {
             "cross_attention_dim": 12, "layers_per_block": [1, 2], "transformer_layers_per_block": 2,
             "use_linear_projection": linear,
         });
-        let params = Params::new(3, Kind::Double, Device::Cpu);
         let unet = UNet2DConditionModel::new(&params.root(), &config(&value));
+        if !matches!(params.kind(), Kind::Double) {
+            let start = Params::new(3, Kind::Float, Device::Cpu);
+            let _ = UNet2DConditionModel::new(&start.root(), &config(&value));
+            params.load("start", &start.all()).unwrap();
+        }
         params.freeze();
         unet
+    }
+
+    /// Rounding the weights once gives the bits of rounding them each time; and without autocasting they are widened.
+    #[test]
+    fn matrices_held_short_give_the_bits_of_autocasting() {
+        let values = |shape: &[i64], step: f64| {
+            (Tensor::arange(shape.iter().product::<i64>(), (Kind::Float, Device::Cpu)) * step)
+                .sin()
+                .view(shape)
+        };
+        let (x, text) = (values(&[2, 4, 8, 8], 0.3), values(&[2, 3, 12], 0.7));
+        for precision in [Precision::Bf16, Precision::Fp16] {
+            for linear in [false, true] {
+                let held = |held: Held| small(linear, Params::for_loading(held, Device::Cpu));
+                let (long, short) = (held(Kind::Float.into()), held(precision.into()));
+                let run = |unet: &UNet2DConditionModel, within: Precision| {
+                    let leaf = x.copy().set_requires_grad(true);
+                    let t = Tensor::from_slice(&[500f32]);
+                    let out = within.scope(Device::Cpu, || unet.forward(&leaf, &t, &text, None)).unwrap();
+                    let total = out.to_kind(Kind::Float).square().sum(None::<Kind>);
+                    (out.detach(), Tensor::run_backward(&[total], &[&leaf], false, false).remove(0))
+                };
+                assert_eq!(run(&long, precision), run(&short, precision), "{precision:?}");
+                let (wide, exact) = (run(&short, Precision::Fp32), run(&long, Precision::Fp32));
+                assert_eq!(wide.0.kind(), Kind::Float);
+                assert!(wide.0.allclose(&exact.0, 0.05, 0.05, false) && wide.0 != exact.0, "{precision:?}");
+            }
+        }
     }
 
     /// Odd sizes, both projections; the samples of a batch never touch each other.
     #[test]
     fn samples_are_independent_at_any_size() {
         for linear in [false, true] {
-            let unet = small(linear);
+            let unet = small(linear, Params::new(3, Kind::Double, Device::Cpu));
             let x =
                 (Tensor::arange(2 * 4 * 5 * 7, (Kind::Double, Device::Cpu)) * 0.3).sin().view([2, 4, 5, 7]);
             let text = (Tensor::arange(2 * 3 * 12, (Kind::Double, Device::Cpu)) * 0.7).cos().view([2, 3, 12]);

@@ -1,8 +1,16 @@
 //! The layers that our models are made of, named and shaped as in PyTorch.
 
 use crate::params::{Init, Scope};
+use crate::shim::Autocast;
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
+
+/// A weight that is held in a short format, as an operation on `x` in fp32 takes it; `None` where nothing is to be done,
+/// or autocasting does it.
+fn widened(weight: &Tensor, x: &Tensor) -> Option<Tensor> {
+    let short = matches!(weight.kind(), Kind::BFloat16 | Kind::Half);
+    (short && x.kind() == Kind::Float && !Autocast::is_on()).then(|| weight.to_kind(Kind::Float))
+}
 
 /// `torch.nn.Conv2d`, zero padding.
 #[derive(Debug)]
@@ -54,7 +62,9 @@ impl Conv2d {
     /// [N, in, H, W] to [N, out, H', W'].
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        x.conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], self.groups)
+        let wide = widened(&self.weight, x);
+        let weight = wide.as_ref().unwrap_or(&self.weight);
+        x.conv2d(weight, self.bias.as_ref(), stride, padding, [1, 1], self.groups)
     }
 }
 
@@ -87,7 +97,8 @@ impl Linear {
 
     /// [.., in] to [.., out].
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        let wide = widened(&self.weight, x);
+        x.linear(wide.as_ref().unwrap_or(&self.weight), self.bias.as_ref())
     }
 }
 

@@ -34,6 +34,7 @@ pub fn load(params: &Params, files: &WeightFiles, rename: impl Fn(&str) -> Optio
     for (kind, tensor, target) in plan {
         tch::no_grad(|| copy(files, tensor, kind, target))
             .or_exit(equipoise_base::ExitCode::Bug, files.file_of(tensor).display())?;
+        files.release(tensor);
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! Named parameters and buffers of a model, with the names of the reference implementation's `state_dict`.
 
-use equipoise_base::rng::Key;
+use crate::precision::Held;
+use equipoise_base::rng::{Key, Stream};
 use equipoise_base::{Result, ensure};
-use std::cell::RefCell;
+use std::cell::{Ref, RefCell};
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
@@ -44,6 +45,8 @@ pub struct Entry {
     pub tensor: Tensor,
     /// Trainable, as opposed to a buffer such as a running mean.
     pub trainable: bool,
+    /// How it starts.
+    pub init: Init,
 }
 
 /// Where the values of parameters come from.
@@ -61,7 +64,7 @@ enum Origin {
 #[derive(Debug)]
 pub struct Params {
     origin: Origin,
-    kind: Kind,
+    held: Held,
     device: Device,
     entries: Rc<RefCell<Vec<Entry>>>,
 }
@@ -69,19 +72,19 @@ pub struct Params {
 impl Params {
     /// An empty state for floating tensors of `kind` on `device`, initialised from `seed`.
     pub fn new(seed: u64, kind: Kind, device: Device) -> Self {
-        Self { origin: Origin::Seed(seed), kind, device, entries: Rc::default() }
+        Self { origin: Origin::Seed(seed), held: kind.into(), device, entries: Rc::default() }
     }
 
     /// An empty state whose parameters start at 0 because [`Params::load`] follows: drawing the start values of a
     /// large model takes longer than reading its weights.
-    pub fn for_loading(kind: Kind, device: Device) -> Self {
-        Self { origin: Origin::Loading, kind, device, entries: Rc::default() }
+    pub fn for_loading(held: impl Into<Held>, device: Device) -> Self {
+        Self { origin: Origin::Loading, held: held.into(), device, entries: Rc::default() }
     }
 
     /// A state of shapes without memory for values: to learn names, shapes and [`Params::count`] of a model that may be
     /// too large for this machine. What is built on it cannot be loaded or trained.
     pub fn for_shapes() -> Self {
-        Self { origin: Origin::Shapes, kind: Kind::Float, device: Device::Cpu, entries: Rc::default() }
+        Self { origin: Origin::Shapes, held: Kind::Float.into(), device: Device::Cpu, entries: Rc::default() }
     }
 
     /// The root scope, where modules create their entries.
@@ -89,9 +92,9 @@ impl Params {
         Scope { params: self, prefix: String::new() }
     }
 
-    /// Kind of the floating entries.
+    /// Kind of the floating entries; where matrices are held in a shorter one, that of the others.
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.held.vectors
     }
 
     /// Device of all entries.
@@ -107,6 +110,10 @@ impl Params {
     /// Shallow clones of all tensors with their names, in order of construction.
     pub fn all(&self) -> Vec<(String, Tensor)> {
         self.collect(|_| true)
+    }
+
+    pub(crate) fn entries(&self) -> Ref<'_, Vec<Entry>> {
+        self.entries.borrow()
     }
 
     fn collect(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<(String, Tensor)> {
@@ -179,29 +186,33 @@ impl<'a> Scope<'a> {
     /// Creates a trainable parameter.
     pub fn param(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
         let name = format!("{}{name}", self.prefix);
-        let options = (self.params.kind, self.params.device);
+        let Held { vectors, matrices } = self.params.held;
+        let options = (if shape.len() > 1 { matrices } else { vectors }, self.params.device);
         let tensor = match self.params.origin {
-            Origin::Seed(seed) => start(&Key::new(seed, &format!("init/{name}")), shape, options, init),
+            Origin::Seed(seed) => {
+                let count = shape.iter().product::<i64>() as usize;
+                Start::new(seed, &name, init).next(count, options).reshape(shape)
+            }
             Origin::Loading => Tensor::zeros(shape, options),
             // Every element is the same one: a shape that costs nothing.
             Origin::Shapes => Tensor::zeros([1], options).expand(shape, false),
         };
         let tensor = tensor.set_requires_grad(true);
-        self.add(name, tensor.shallow_clone(), true);
+        self.add(name, tensor.shallow_clone(), true, init);
         tensor
     }
 
     /// Creates a floating buffer.
     pub fn buffer(&self, name: &str, shape: &[i64], value: f64) -> Tensor {
-        let tensor = Tensor::full(shape, value, (self.params.kind, self.params.device));
-        self.add(format!("{}{name}", self.prefix), tensor.shallow_clone(), false);
+        let tensor = Tensor::full(shape, value, (self.params.held.vectors, self.params.device));
+        self.add(format!("{}{name}", self.prefix), tensor.shallow_clone(), false, Init::Constant(value));
         tensor
     }
 
     /// Creates an int64 counter of shape [].
     pub fn counter(&self, name: &str) -> Tensor {
         let tensor = Tensor::zeros([0i64; 0], (Kind::Int64, self.params.device));
-        self.add(format!("{}{name}", self.prefix), tensor.shallow_clone(), false);
+        self.add(format!("{}{name}", self.prefix), tensor.shallow_clone(), false, Init::Constant(0.));
         tensor
     }
 
@@ -210,22 +221,34 @@ impl<'a> Scope<'a> {
         self.prefix.trim_end_matches('.')
     }
 
-    fn add(&self, name: String, tensor: Tensor, trainable: bool) {
+    fn add(&self, name: String, tensor: Tensor, trainable: bool, init: Init) {
         let mut entries = self.params.entries.borrow_mut();
         assert!(entries.iter().all(|entry| entry.name != name), "parameter {name} exists twice");
-        entries.push(Entry { name, tensor, trainable });
+        entries.push(Entry { name, tensor, trainable, init });
     }
 }
 
-fn start(key: &Key, shape: &[i64], (kind, device): (Kind, Device), init: Init) -> Tensor {
-    let count = shape.iter().product::<i64>() as usize;
-    let mut random = key.stream();
-    let values: Vec<f64> = match init {
-        Init::Constant(value) => return Tensor::full(shape, value, (kind, device)),
-        Init::Normal(std) => (0..count).map(|_| random.normal() * std).collect(),
-        Init::Uniform(bound) => (0..count).map(|_| random.range(-bound, bound)).collect(),
-    };
-    Tensor::from_slice(&values).reshape(shape).to_kind(kind).to_device(device)
+/// Start values of the parameter `name`, piece by piece: however they are cut, they are the same.
+pub(crate) struct Start {
+    random: Stream,
+    init: Init,
+}
+
+impl Start {
+    pub(crate) fn new(seed: u64, name: &str, init: Init) -> Self {
+        Self { random: Key::new(seed, &format!("init/{name}")).stream(), init }
+    }
+
+    /// The next `count` of them [count].
+    pub(crate) fn next(&mut self, count: usize, (kind, device): (Kind, Device)) -> Tensor {
+        let random = &mut self.random;
+        let values: Vec<f64> = match self.init {
+            Init::Constant(value) => return Tensor::full([count as i64], value, (kind, device)),
+            Init::Normal(std) => (0..count).map(|_| random.normal() * std).collect(),
+            Init::Uniform(bound) => (0..count).map(|_| random.range(-bound, bound)).collect(),
+        };
+        Tensor::from_slice(&values).to_kind(kind).to_device(device)
+    }
 }
 
 #[cfg(test)]

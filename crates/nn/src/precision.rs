@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// Format in which matrix products and convolutions run; parameters and statistics stay fp32.
+/// Format in which matrix products and convolutions run; statistics stay fp32, and parameters do unless they are [`Held`]
+/// otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
@@ -38,6 +39,32 @@ impl Precision {
     pub fn scope<T>(self, device: Device, body: impl FnOnce() -> T) -> Result<T> {
         let _guard = shim::Autocast::enter(device, self.autocast_kind())?;
         Ok(body())
+    }
+}
+
+/// Number formats that parameters are held in.
+///
+/// Under autocasting a matrix product or a convolution rounds its weights to the short format each time; weights held in
+/// that format are rounded once, to the same values. Biases and the parameters of norms, which are few and which norms
+/// use in full, stay long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Parameters of one dimension: biases, weights of norms; and buffers.
+    pub vectors: Kind,
+    /// Parameters of two dimensions or more.
+    pub matrices: Kind,
+}
+
+impl From<Kind> for Held {
+    fn from(kind: Kind) -> Self {
+        Self { vectors: kind, matrices: kind }
+    }
+}
+
+impl From<Precision> for Held {
+    /// What computing in this precision needs: no copies in fp32 beside it.
+    fn from(precision: Precision) -> Self {
+        Self { vectors: Kind::Float, matrices: precision.autocast_kind().unwrap_or(Kind::Float) }
     }
 }
 

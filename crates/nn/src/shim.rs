@@ -1,6 +1,7 @@
 //! The other side of `csrc/shim.cpp`: safe calls for what tch does not offer.
 
 use equipoise_base::{Error, ExitCode, Result};
+use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use tch::{Device, Kind, Tensor};
@@ -122,11 +123,17 @@ pub(crate) fn pin_memory(input: &Tensor) -> Result<Tensor> {
     Ok(unsafe { Tensor::from_ptr(output.cast()) })
 }
 
+thread_local! {
+    /// Whether the innermost [`Autocast`] of this thread casts.
+    static AUTOCASTING: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Autocasting on this thread until dropped.
 #[derive(Debug)]
 pub(crate) struct Autocast {
     cuda: c_int,
     previous: AutocastState,
+    was_casting: bool,
     /// Autocasting is a property of the thread.
     not_send: PhantomData<*const ()>,
 }
@@ -140,7 +147,13 @@ impl Autocast {
         // SAFETY: `previous` outlives the call; a Kind's discriminant is its c10::ScalarType.
         let error = unsafe { eq_autocast_enter(cuda, kind.is_some().into(), dtype, &mut previous) };
         checked("autocast", error)?;
-        Ok(Self { cuda, previous, not_send: PhantomData })
+        let was_casting = AUTOCASTING.replace(kind.is_some());
+        Ok(Self { cuda, previous, was_casting, not_send: PhantomData })
+    }
+
+    /// Whether operations on this thread are cast.
+    pub(crate) fn is_on() -> bool {
+        AUTOCASTING.get()
     }
 }
 
@@ -149,6 +162,7 @@ impl Drop for Autocast {
         // SAFETY: `previous` was filled by the matching enter on this thread.
         let error = unsafe { eq_autocast_leave(self.cuda, &self.previous) };
         debug_assert!(checked("autocast", error).is_ok());
+        AUTOCASTING.set(self.was_casting);
     }
 }
 

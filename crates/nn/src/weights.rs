@@ -79,7 +79,7 @@ pub(crate) fn kind_of(dtype: Dtype) -> Option<Kind> {
     })
 }
 
-fn dtype_of(kind: Kind) -> Dtype {
+pub(crate) fn dtype_of(kind: Kind) -> Dtype {
     match kind {
         Kind::Bool => Dtype::BOOL,
         Kind::Uint8 => Dtype::U8,

@@ -100,11 +100,21 @@ impl Folder {
         self.classes.keys().map(|name| (name.as_str(), self.component(name)))
     }
 
-    /// Everything in the folder that decides the bits of what it generates, hashed. Reads every file.
+    /// Hashes of everything in the folder that decides the bits of what it generates: those of the lock if there is one,
+    /// with which every file is compared when it is loaded; else of every file, which are all read.
     ///
     /// # Errors
     /// As [`Lock::of`].
-    pub fn identity(&self) -> Result<Identity> {
-        Ok(Lock::of(self)?.identity())
+    pub fn records(&self) -> Result<Lock> {
+        self.lock.clone().map_or_else(|| Lock::of(self), Ok)
+    }
+
+    /// [`Lock::identity_of`] these components; without a lock their files alone are read.
+    ///
+    /// # Errors
+    /// As [`Lock::of`].
+    pub fn identity_of(&self, components: &[&str]) -> Result<Identity> {
+        let records = self.lock.clone().map_or_else(|| Lock::of_parts(self, components), Ok)?;
+        Ok(records.identity_of(components))
     }
 }

@@ -82,6 +82,18 @@ impl Lock {
         Self::of_files(folder.path(), &paths)
     }
 
+    /// [`Lock::of`] for some components of a folder.
+    ///
+    /// # Errors
+    /// As [`Lock::of`].
+    pub(crate) fn of_parts(folder: &Folder, components: &[&str]) -> Result<Self> {
+        let mut paths = Vec::new();
+        for name in components {
+            paths.extend(folder.component(name)?.deciding_files()?);
+        }
+        Self::of_files(folder.path(), &paths)
+    }
+
     /// [`Lock::of`] for a component that stands alone.
     ///
     /// # Errors
@@ -154,9 +166,13 @@ impl Lock {
 
     /// One hash over all names, sizes and hashes.
     pub fn identity(&self) -> Identity {
-        let line =
-            |(name, record): (&String, &Record)| format!("{name} {} {}\n", record.bytes, record.sha256);
-        Identity::of(&self.files.iter().map(line).collect::<String>())
+        identity(self.files.iter())
+    }
+
+    /// The same over the files of some components.
+    pub fn identity_of(&self, components: &[&str]) -> Identity {
+        let is_theirs = |name: &str| components.contains(&name.split('/').next().unwrap_or_default());
+        identity(self.files.iter().filter(|(name, _)| is_theirs(name)))
     }
 
     /// Compares a file of the folder with its record.
@@ -181,6 +197,11 @@ impl Lock {
             hash => wrong(format!("SHA-256 {hash}, but {} was locked", record.sha256)),
         }
     }
+}
+
+fn identity<'a>(files: impl Iterator<Item = (&'a String, &'a Record)>) -> Identity {
+    let lines = files.map(|(name, record)| format!("{name} {} {}\n", record.bytes, record.sha256));
+    Identity::of(&lines.collect::<String>())
 }
 
 fn relative(root: &Path, path: &Path) -> String {

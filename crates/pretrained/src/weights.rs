@@ -2,7 +2,7 @@
 
 use crate::locate::Located;
 use equipoise_base::{Error, ExitCode, Result, ResultExt as _, bail, ensure};
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::SafeTensors;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -90,6 +90,17 @@ impl WeightFiles {
     /// Little-endian bytes of a tensor, in the page cache rather than in memory of ours.
     pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
         &self.files[tensor.file].1[tensor.range.clone()]
+    }
+
+    /// Gives back the memory of a tensor that is not needed soon, so that a file is never in memory beside what was made
+    /// of it. Asked for again, it is read again.
+    pub fn release(&self, tensor: &TensorInfo) {
+        let (map, range) = (&self.files[tensor.file].1, &tensor.range);
+        // SAFETY: nothing can be lost: the mapping is read-only, and its content is that of the file.
+        let advised =
+            unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        // Only advice: where it is not taken, memory is given back when the files are closed.
+        drop(advised);
     }
 
     /// Paths of the weight files, in name order, without the index.

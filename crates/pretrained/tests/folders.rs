@@ -148,10 +148,14 @@ fn a_lock_is_checked_on_load() {
     ];
     assert_eq!(names, expected);
     let identity = lock.identity();
+    assert_eq!(Folder::open(dir.path()).unwrap().records().unwrap().identity(), identity);
+    let part = |dir: &Path| Folder::open(dir).unwrap().identity_of(&["unet"]).unwrap();
+    let unlocked = part(dir.path());
     put(dir.path(), "weights.lock.json", lock.to_json().unwrap());
     let folder = Folder::open(dir.path()).unwrap();
     assert!(folder.lock().is_some());
-    assert_eq!(folder.identity().unwrap(), identity);
+    assert_eq!(folder.records().unwrap().identity(), identity);
+    assert!(part(dir.path()) == unlocked && unlocked != identity);
     folder.component("unet").unwrap().weights().unwrap();
 
     let mut bytes = tensors(&[("a", 3), ("b.c", 5)]);
@@ -159,7 +163,7 @@ fn a_lock_is_checked_on_load() {
     put(dir.path(), "unet/diffusion_pytorch_model.safetensors", bytes);
     let message = refusal(&folder.component("unet").unwrap(), "diffusion_pytorch_model.safetensors");
     assert!(message.contains("SHA-256") && message.contains("weights.lock.json"), "{message}");
-    assert_ne!(folder.identity().unwrap(), identity);
+    assert_ne!(Lock::of(&folder).unwrap().identity(), identity);
 
     put(dir.path(), "unet/config.json", "{}");
     let error = folder.component("unet").unwrap().config::<serde_json::Value>().unwrap_err();

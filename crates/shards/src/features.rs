@@ -198,6 +198,59 @@ impl Features {
     }
 }
 
+/// A feature file on disk: columns in memory, vectors read by ranges of rows.
+pub struct FeatureReader {
+    reader: Reader,
+    meta: FeatureMeta,
+    dtype: String,
+    dim: usize,
+    label: Vec<i64>,
+    source_xxh3: Vec<u64>,
+}
+
+impl FeatureReader {
+    /// Opens a feature file, verifying its checksum.
+    ///
+    /// # Errors
+    /// As [`Features::read`].
+    pub fn open(path: &Path) -> Result<Self> {
+        verify::check_checksum(path)?;
+        let reader = Reader::open(path, Kind::Features)?;
+        let (meta, dtype, [n, dim]) = structure(&reader)?;
+        let (label, source_xxh3) = (reader.rows("label", 0..n)?, reader.rows("source_xxh3", 0..n)?);
+        Ok(Self { reader, meta, dtype, dim, label, source_xxh3 })
+    }
+
+    /// How the features were made.
+    pub fn meta(&self) -> &FeatureMeta {
+        &self.meta
+    }
+
+    /// Length of one vector.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Class of each image.
+    pub fn labels(&self) -> &[i64] {
+        &self.label
+    }
+
+    /// xxh3-64 of each source image as stored.
+    pub fn sources(&self) -> &[u64] {
+        &self.source_xxh3
+    }
+
+    /// The vectors of some rows.
+    ///
+    /// # Errors
+    /// Rows outside the file, or damage.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Matrix> {
+        self.reader.ensure(rows.end <= self.label.len(), "a row is asked for that is not there")?;
+        Matrix::read(&self.reader, "features", &self.dtype, rows)
+    }
+}
+
 /// Attributes, dtype and [n, d] of a feature file whose structure is sound.
 fn structure(reader: &Reader) -> Result<(FeatureMeta, String, [usize; 2])> {
     let meta = FeatureMeta {

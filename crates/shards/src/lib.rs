@@ -20,7 +20,7 @@ mod statistics;
 mod verify;
 
 pub use codec::{Codec, ENCODER_VERSION, Image};
-pub use features::{FeatureMeta, Features, Matrix};
+pub use features::{FeatureMeta, FeatureReader, Features, Matrix};
 pub use flags::Flags;
 pub use guard::{FORMAT_VERSION, GUARD_LEN, Guard, NEEDS, READER_VERSION, read_guard};
 pub use image_shard::{ImageShard, Row, ShardMeta, ShardReader};

@@ -211,7 +211,10 @@ fn contained(container: &Container, program: &Path, run: &Path) -> Result<String
 fn inputs(stage: &Stage) -> Vec<String> {
     let folder = |name: &String| {
         let set = name.strip_prefix("generate.").map(|set| format!("sets/{set}"));
-        set.or_else(|| name.starts_with("prepare.").then(|| format!("stages/{name}")))
+        set.or_else(|| name.starts_with("prepare.").then(|| format!("stages/{name}"))).or_else(|| {
+            let split = name.strip_prefix("embed-images.");
+            split.map(|split| format!("features/clip-images/{split}.h5"))
+        })
     };
     match stage.kind {
         Kind::Report | Kind::Prepare | Kind::Toy => Vec::new(),

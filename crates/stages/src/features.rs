@@ -102,7 +102,8 @@ fn one_batch(network: &Frozen, images: &Tensor, keep: i64) -> Result<(Tensor, Te
     }))
 }
 
-fn gather(step: &Step, parts: Vec<Tensor>, rows: i64, columns: i64) -> Result<Tensor> {
+/// The rows of all ranks in rank order, [rows, columns] float32 on the CPU.
+pub(crate) fn gather(step: &Step, parts: Vec<Tensor>, rows: i64, columns: i64) -> Result<Tensor> {
     let own: Vec<u8> = parts.iter().flat_map(|part| raw_bytes(&part.to_kind(Kind::Float))).collect();
     let bytes = step.comm().all_gather(&own)?.concat();
     ensure!(
@@ -154,7 +155,8 @@ pub fn labels_of(images: &Images) -> Tensor {
     Tensor::from_slice(&labels)
 }
 
-fn floats(tensor: &Tensor) -> Vec<f32> {
+/// Values of a tensor in float32, row by row.
+pub(crate) fn floats(tensor: &Tensor) -> Vec<f32> {
     let flat = tensor.to_kind(Kind::Float).contiguous().view([-1]);
     let mut values = vec![0f32; flat.numel()];
     let count = values.len();

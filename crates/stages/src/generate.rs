@@ -293,7 +293,9 @@ fn source(step: &Step, params: &GenerateParams, shape: &DataShape) -> Result<Box
     if let (Some(folder), Some(condition)) = (&params.diffusion.folder, &params.condition) {
         let by_group = params.plan.parse::<PlanConfig>()?.is_by_group();
         let groups = by_group.then(|| layout(step, params)).transpose()?;
-        return Ok(Box::new(LatentSource::open(step, folder, condition, &params.split, groups, shape)?));
+        let held = precision(params.precision);
+        let split = &params.split;
+        return Ok(Box::new(LatentSource::open(step, folder, condition, split, groups, shape, held)?));
     }
     let weights = match &params.diffusion.weights {
         Some(file) => file.clone(),

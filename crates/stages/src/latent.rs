@@ -1,27 +1,27 @@
 //! Images out of a latent diffusion: text of the class and, for unCLIP, the embedding of a random real image of it
 //! (seed 002, Section 2.2).
 
-use crate::inputs::{self, Images};
+use crate::embed::{ImageEmbeddings, TextEmbeddings};
 use crate::nets::DataShape;
 use crate::source::{BatchId, Source};
 use crate::step::Step;
-use equipoise_base::{ClassId, Error, ExitCode, Identity, Result, ensure};
+use equipoise_base::{ClassId, Identity, Result, ensure};
 use equipoise_config::method;
-use equipoise_data::ImageSource as _;
 use equipoise_diffusion::condition_config::{ConditionConfig, ImageCondition};
 use equipoise_diffusion::decoder::{DecodeMemory, Decoder, decode};
 use equipoise_diffusion::guidance::Denoiser;
 use equipoise_diffusion::image_embedding::DropoutTarget;
-use equipoise_diffusion::pipeline::{ImageConditioner, LatentDiffusion};
+use equipoise_diffusion::pipeline::{IMAGE_PARTS, LatentDiffusion, TEXT_PARTS};
 use equipoise_diffusion::sampler::{Sampler, SamplerConfig};
 use equipoise_diffusion::text_conditional::{Condition, TextConditional};
 use equipoise_diffusion::view::resize;
-use equipoise_nn::runtime;
+use equipoise_nn::{Precision, runtime};
 use equipoise_pretrained::Folder;
 use equipoise_workplan::Layout;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 use tch::{Kind, Tensor};
 
 /// A latent diffusion with what it is told about each image.
@@ -38,73 +38,20 @@ pub struct LatentSource {
     /// Height and width of a stored image.
     stored: [i64; 2],
     sampled: [i64; 2],
-    examples: Option<Examples>,
-    /// Embeddings of texts [1, L, D] that were asked for.
-    texts: RefCell<BTreeMap<String, Tensor>>,
-}
-
-/// The real images that condition, and their embeddings [1, E] as far as they were asked for.
-struct Examples {
-    images: Images,
-    /// Rows of each class.
-    of_class: Vec<Vec<u64>>,
-    embeddings: RefCell<BTreeMap<u64, Tensor>>,
-}
-
-impl Examples {
-    /// # Errors
-    /// 65 naming a class without real images.
-    fn new(images: Images, classes: &[String], split: &str) -> Result<Self> {
-        let mut of_class = vec![Vec::new(); classes.len()];
-        for (row, &label) in images.set.labels.iter().enumerate() {
-            if let Some(rows) = of_class.get_mut(label as usize) {
-                rows.push(row as u64);
-            }
-        }
-        let empty = of_class.iter().position(Vec::is_empty);
-        ensure!(
-            empty.is_none(),
-            BadData,
-            "split '{split}' has no image of class '{}', which unCLIP needs to condition on",
-            empty.map_or("", |class| classes[class].as_str())
-        );
-        Ok(Self { images, of_class, embeddings: RefCell::default() })
-    }
-
-    /// The row that an image is conditioned on: a random one of its class, unless the recipe names an `example`.
-    fn row(&self, batch: &BatchId, index: u64, example: Option<u64>) -> u64 {
-        let rows = &self.of_class[batch.class.0 as usize];
-        if let Some(example) = example {
-            return rows[example as usize % rows.len()];
-        }
-        rows[batch.key("condition/image", index).stream().below(rows.len() as u64) as usize]
-    }
-
-    /// Its embedding [1, E]. Images are embedded one by one, so that their company cannot change a bit.
-    ///
-    /// # Errors
-    /// 65 if the image cannot be decoded.
-    fn embedding(&self, conditioner: &ImageConditioner, row: u64) -> Result<Tensor> {
-        if let Some(known) = self.embeddings.borrow().get(&row) {
-            return Ok(known.shallow_clone());
-        }
-        let mut embedded = None;
-        self.images.set.with_image(row as usize, &mut |image| {
-            embedded = Some(conditioner.embed(&conditioner.pixel_values(image).unsqueeze(0)));
-        })?;
-        let embedded =
-            embedded.ok_or_else(|| Error::new(ExitCode::Bug, format!("row {row} has no image")))?;
-        self.embeddings.borrow_mut().insert(row, embedded.shallow_clone());
-        Ok(embedded)
-    }
+    /// Embeddings of the real images that condition.
+    examples: Option<ImageEmbeddings>,
+    texts: TextEmbeddings,
+    /// Embeddings of texts [1, L, D] that were asked for: every batch of a class asks for the same.
+    known: RefCell<BTreeMap<String, Tensor>>,
 }
 
 impl LatentSource {
-    /// Loads the folder of `[diffusion]`; `split` has the real images, `groups` is the plan if it is by group.
+    /// Loads what samples of the folder of `[diffusion]`, held as `precision` computes with it; `split` has the real
+    /// images, `groups` is the plan if it is by group.
     ///
     /// # Errors
-    /// 65 naming what is missing or damaged in the folder, or a class without real images; 78 if the condition does
-    /// not fit the networks.
+    /// 65 naming what is missing or damaged in the folder or among the embeddings, or a class without real images; 78
+    /// if the condition does not fit the networks.
     pub fn open(
         step: &Step,
         folder: &Path,
@@ -112,6 +59,7 @@ impl LatentSource {
         split: &str,
         groups: Option<Layout>,
         shape: &DataShape,
+        precision: Precision,
     ) -> Result<Self> {
         let config: ConditionConfig = condition.parse()?;
         config.check()?;
@@ -122,24 +70,37 @@ impl LatentSource {
             shape.channels
         );
         let folder = Folder::open(folder)?;
-        let mut pipeline = LatentDiffusion::open(&folder, Kind::Float, runtime::device())?;
+        let start = Instant::now();
+        let mut pipeline = LatentDiffusion::open(&folder, precision, runtime::device())?;
+        equipoise_telemetry::info!(
+            "{}: loaded in {:.1} s; at most {:.1} GiB of memory so far",
+            folder.path().display(),
+            start.elapsed().as_secs_f64(),
+            equipoise_telemetry::peak_memory_bytes() as f64 / f64::from(1 << 30)
+        );
         if shape.channels == 1 {
             pipeline.decoder = pipeline.decoder.grey();
         }
-        let classes = step.classes()?;
-        let examples = match (&pipeline.images, config.image) {
-            (Some(images), ImageCondition::Random) => {
-                images.noising.check_level(config.noise_level)?;
-                Some(Examples::new(inputs::split(step, split)?, &classes, split)?)
+        let (classes, records) = (step.classes()?, folder.records()?);
+        let examples = match (&pipeline.noising, config.image) {
+            (Some(noising), ImageCondition::Random) => {
+                noising.check_level(config.noise_level)?;
+                let weights = records.identity_of(&IMAGE_PARTS);
+                let examples = ImageEmbeddings::open(step, split, &classes, noising.width(), &weights)?;
+                noising.check_width(examples.width())?;
+                Some(examples)
             }
             _ => None,
         };
+        let width = pipeline.unet.config().cross_attention_dim;
+        let texts = TextEmbeddings::open(step, width, &records.identity_of(&TEXT_PARTS))?;
         let sampled = config.size.unwrap_or(pipeline.native_size());
         Ok(Self {
             shape: pipeline.latent_shape(sampled)?,
             stored: shape.size,
-            hash: folder.identity()?,
-            texts: RefCell::default(),
+            hash: hash(&records.identity(), precision),
+            texts,
+            known: RefCell::default(),
             pipeline,
             config,
             classes,
@@ -150,27 +111,26 @@ impl LatentSource {
         })
     }
 
-    /// Embeddings [1, L, D] of a text, computed once.
+    /// Embeddings [1, L, D] of a text, read once.
     fn text(&self, text: &str) -> Result<Tensor> {
-        if let Some(known) = self.texts.borrow().get(text) {
+        if let Some(known) = self.known.borrow().get(text) {
             return Ok(known.shallow_clone());
         }
-        let embedded = self.pipeline.text_embeddings(&self.pipeline.tokenize(&[text])?);
-        self.texts.borrow_mut().insert(text.to_string(), embedded.shallow_clone());
+        let embedded = self.texts.of(text)?;
+        self.known.borrow_mut().insert(text.to_string(), embedded.shallow_clone());
         Ok(embedded)
     }
 
     /// Class labels [N, 2E] of a batch: embeddings of real images, noised and thinned out.
     fn class_labels(&self, batch: &BatchId) -> Result<Option<Tensor>> {
-        let Some(conditioner) = &self.pipeline.images else { return Ok(None) };
-        let width = conditioner.noising.width();
+        let Some(noising) = &self.pipeline.noising else { return Ok(None) };
+        let width = noising.width();
         let Some(examples) = &self.examples else {
             let options = (Kind::Float, runtime::device());
             return Ok(Some(Tensor::zeros([batch.indices.len() as i64, 2 * width], options)));
         };
-        let rows = batch.indices.iter().map(|&index| examples.row(batch, index, self.config.example));
-        let embeddings: Vec<Tensor> =
-            rows.map(|row| examples.embedding(conditioner, row)).collect::<Result<_>>()?;
+        let rows = batch.indices.iter().map(|&index| row(examples, batch, index, self.config.example));
+        let embeddings: Vec<Tensor> = rows.map(|row| examples.row(row)).collect::<Result<_>>()?;
         let dropout = &self.config.dropout;
         let thin = |x: Tensor, target: DropoutTarget| {
             if dropout.target != target || dropout.p == 0. {
@@ -184,8 +144,26 @@ impl LatentSource {
         };
         let embeddings = thin(Tensor::cat(&embeddings, 0), DropoutTarget::Embedding);
         let noise = batch.normals(&[width], |index| batch.key("condition/noise", index));
-        let labels = conditioner.noising.class_labels(&embeddings, self.config.noise_level, &noise);
+        let labels = noising.class_labels(&embeddings, self.config.noise_level, &noise);
         Ok(Some(thin(labels, DropoutTarget::ClassLabel)))
+    }
+}
+
+/// The row that an image is conditioned on: a random one of its class, unless the recipe names an `example`.
+fn row(examples: &ImageEmbeddings, batch: &BatchId, index: u64, example: Option<u64>) -> u64 {
+    let rows = examples.of_class(batch.class.0);
+    if let Some(example) = example {
+        return rows[example as usize % rows.len()];
+    }
+    rows[batch.key("condition/image", index).stream().below(rows.len() as u64) as usize]
+}
+
+/// What decides bits of the generator: its files, and where they are held rounded, how. Batches that come out finite have
+/// the bits of autocasting either way; a retry in fp32 has not.
+fn hash(files: &Identity, precision: Precision) -> Identity {
+    match precision.autocast_kind() {
+        None => files.clone(),
+        Some(kind) => Identity::of(&format!("{files} matrices held in {kind:?}")),
     }
 }
 
@@ -226,14 +204,14 @@ impl Source for LatentSource {
     }
 
     fn condition(&self, batch: &BatchId, index: u64) -> Option<u64> {
-        self.examples.as_ref().map(|examples| examples.row(batch, index, self.config.example))
+        self.examples.as_ref().map(|examples| row(examples, batch, index, self.config.example))
     }
 
     fn recondition(&mut self, condition: &method::Condition) -> Result<()> {
         let config: ConditionConfig = condition.parse()?;
         config.check()?;
-        if let Some(images) = &self.pipeline.images {
-            images.noising.check_level(config.noise_level)?;
+        if let Some(noising) = &self.pipeline.noising {
+            noising.check_level(config.noise_level)?;
         }
         self.shape = self.pipeline.latent_shape(config.size.unwrap_or(self.pipeline.native_size()))?;
         self.sampled = config.size.unwrap_or(self.pipeline.native_size());

@@ -6,6 +6,7 @@
 mod claim_folder;
 mod data;
 mod dropout;
+mod embed;
 mod entry;
 mod evaluate;
 mod facts;

@@ -3,7 +3,7 @@
 use crate::step::Step;
 use crate::training::Ended;
 use crate::{
-    dropout, evaluate, features, generate, grid, measure, prepare, pretrain, statistics, toy, train,
+    dropout, embed, evaluate, features, generate, grid, measure, prepare, pretrain, statistics, toy, train,
 };
 use equipoise_base::{Result, bail};
 use equipoise_config::Kind;
@@ -19,6 +19,7 @@ pub fn run(step: &Step) -> Result<Ended> {
         Kind::Generate => generate::run(step),
         Kind::Prepare => prepare::run(step).map(|()| Ended::Done),
         Kind::Features => features::run(step).map(|()| Ended::Done),
+        Kind::Embed => embed::run(step).map(|()| Ended::Done),
         Kind::Statistics => statistics::run(step).map(|()| Ended::Done),
         Kind::Evaluate => evaluate::run(step).map(|()| Ended::Done),
         Kind::Metrics => measure::run(step).map(|()| Ended::Done),

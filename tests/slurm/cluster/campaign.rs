@@ -40,7 +40,9 @@ impl Campaign {
         println!("--- {name}");
         let downstream = ["evaluate", "metrics", "report"];
         let depends = |name: &str| {
-            name == stage || downstream.contains(&name) || name == "train.feedback.k0.s0" || name == "grid"
+            let embeds = name.starts_with("embed-");
+            let follows = downstream.contains(&name) || name == "train.feedback.k0.s0" || name == "grid";
+            name == stage || embeds || follows
         };
         let copy = copy_without(&self.reference, depends);
         let _ = std::fs::remove_file(copy.join("run/report.html"));

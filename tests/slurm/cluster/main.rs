@@ -4,6 +4,7 @@
 
 mod acceptance;
 mod campaign;
+mod latent;
 #[path = "../../support/mod.rs"]
 mod support;
 

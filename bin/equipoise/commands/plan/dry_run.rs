@@ -166,7 +166,9 @@ impl Row {
 fn units(stage: &Stage, plan: &Plan) -> Option<u64> {
     let text = |key: &str| stage.params[key].as_str().unwrap_or_default();
     match stage.kind {
-        Kind::Prepare => plan.splits.iter().find(|split| split.name == text("split")).map(|it| it.images),
+        Kind::Prepare | Kind::Embed => {
+            plan.splits.iter().find(|split| split.name == text("split")).map(|it| it.images)
+        }
         Kind::Generate => plan.sets.iter().find(|set| set.name == text("set")).map(|set| set.images),
         Kind::Diffusion => stage.params["train"]["steps"].as_u64(),
         Kind::Classifier | Kind::Arm => stage.params["steps"].as_u64(),

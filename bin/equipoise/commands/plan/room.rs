@@ -25,6 +25,9 @@ const REPORT_FILES: u64 = 3;
 /// A contact sheet or a table of results.
 const SIDE_FILE_BYTES: u64 = 40 << 10;
 
+/// One of CLIP's vectors, 1,024 float32 in the published network.
+const EMBEDDING_BYTES: u64 = 4 << 10;
+
 /// Room on a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Room {
@@ -81,6 +84,11 @@ impl Sizes {
                 let images = self.split(text("split")).map_or(0, |split| split.images);
                 // With the folder of the extractor.
                 Room::steady(self.feature_file(recipe, text("classifier"), images), 2)
+            }
+            Kind::Embed => {
+                // Images have one vector, texts one for each of 77 tokens.
+                let vectors = if params["of"] == "images" { 1 } else { 77 };
+                Room::steady(self.embedded(params) * vectors * EMBEDDING_BYTES, 2)
             }
             Kind::Metrics => self.metrics(recipe, params),
             Kind::Statistics => Room::steady(self.statistics(recipe, params), 1),

@@ -151,6 +151,7 @@ impl Sizes {
             Kind::Classifier | Kind::Arm => params["steps"].as_u64()? as f64,
             Kind::Diffusion => params["train"]["steps"].as_u64()? as f64,
             Kind::Generate => effort::generation(&self.set(text("set"))?.layout, ranks),
+            Kind::Embed => self.embedded(params).div_ceil(ranks as u64) as f64,
             Kind::Features => effort::pass(self.split(text("split"))?.images, ranks) as f64,
             Kind::Evaluate => {
                 let splits =
@@ -171,6 +172,17 @@ impl Sizes {
             Kind::Toy => params["seeds"].as_array().map_or(3, Vec::len).div_ceil(ranks) as f64,
             Kind::Statistics | Kind::Report => return None,
         })
+    }
+
+    /// Images or texts that a stage embeds, one by one.
+    pub(super) fn embedded(&self, params: &Value) -> u64 {
+        match params["split"].as_str() {
+            Some(split) => self.split(split).map_or(0, |split| split.images),
+            None => {
+                let count = |key: &str| params[key].as_array().map_or(0, Vec::len) as u64;
+                count("prompts") * self.classes + count("negative_prompts")
+            }
+        }
     }
 
     fn swept_classes(&self, params: &Value) -> u64 {

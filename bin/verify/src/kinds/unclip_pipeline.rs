@@ -4,7 +4,7 @@ use crate::case::{Case, Tensors};
 use equipoise_base::Result;
 use equipoise_diffusion::decoder::{DecodeMemory, decode};
 use equipoise_diffusion::guidance::Denoiser;
-use equipoise_diffusion::pipeline::LatentDiffusion;
+use equipoise_diffusion::pipeline::{ImageConditioner, LatentDiffusion, TextConditioner};
 use equipoise_diffusion::sampler::{Sampler, SamplerConfig};
 use equipoise_diffusion::text_conditional::{Condition, TextConditional};
 use equipoise_pretrained::Folder;
@@ -35,12 +35,14 @@ impl Denoiser for Recorded<'_> {
 pub fn check(case: &Case) -> Result<Tensors> {
     let kind = case.dtype();
     let input = |name: &str| case.input(name).map(|tensor| tensor.to_kind(kind));
-    let pipeline = LatentDiffusion::open(&Folder::open(&case.dir.join("model"))?, kind, runtime::device())?;
+    let (folder, device) = (Folder::open(&case.dir.join("model"))?, runtime::device());
+    let pipeline = LatentDiffusion::open(&folder, kind, device)?;
+    let texts = TextConditioner::open(&folder, kind, device)?;
     let prompt: Vec<String> = case.param("prompt")?;
     let negative: Option<Vec<String>> = case.param("negative_prompt")?;
-    let ids = pipeline.tokenize(&prompt)?;
-    let negative_ids = pipeline.tokenize(&negative.unwrap_or_else(|| vec![String::new(); prompt.len()]))?;
-    let (text, negative) = (pipeline.text_embeddings(&ids), pipeline.text_embeddings(&negative_ids));
+    let ids = texts.tokenize(&prompt)?;
+    let negative_ids = texts.tokenize(&negative.unwrap_or_else(|| vec![String::new(); prompt.len()]))?;
+    let (text, negative) = (texts.embed(&ids), texts.embed(&negative_ids));
     let mut got = Tensors::from([("input_ids".into(), ids), ("negative_input_ids".into(), negative_ids)]);
     let mut put = |name: &str, tensor: Tensor| got.insert(name.to_string(), tensor);
 
@@ -50,11 +52,12 @@ pub fn check(case: &Case) -> Result<Tensors> {
         true => Tensor::cat(&[uncond, cond], 0),
         false => cond.shallow_clone(),
     };
-    let images = pipeline.images.as_ref().ok_or_else(|| case.broken("the U-Net takes no image"))?;
+    let noising = pipeline.noising.as_ref().ok_or_else(|| case.broken("the U-Net takes no image"))?;
     let level = case.param("noise_level")?;
-    images.noising.check_level(level)?;
+    noising.check_level(level)?;
+    let images = ImageConditioner::open(&folder, kind, device)?;
     let embeddings = images.embed(&input("pixel_values")?);
-    let labels = images.noising.class_labels(&embeddings, level, &input("image_noise")?);
+    let labels = noising.class_labels(&embeddings, level, &input("image_noise")?);
     put("prompt_embeds", halves(&negative, &text));
     put("class_labels", halves(&labels.zeros_like(), &labels));
     put("image_embeds", embeddings);

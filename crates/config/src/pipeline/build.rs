@@ -7,11 +7,14 @@ use crate::resolved::Resolved;
 use crate::tree::canonical;
 use equipoise_base::{Error, Identity, Result, rng};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The registry of a Hugging Face folder (`pretrained`).
 const LOCK: &str = "weights.lock.json";
+/// The stage that embeds the texts of all sets.
+const TEXT_EMBEDDINGS: &str = "embed-texts";
 
 pub(super) struct Builder<'a> {
     resolved: &'a Resolved,
@@ -19,6 +22,8 @@ pub(super) struct Builder<'a> {
     full: Value,
     pure: Value,
     stages: Vec<Stage>,
+    /// Hash of the generator's folder, which is large, once it was asked for.
+    folder: Option<Identity>,
 }
 
 /// The keys of a stage: a table of the recipe, and what else it needs to know.
@@ -26,13 +31,20 @@ type Params<'p> = &'p dyn Fn(&Value) -> Value;
 
 impl<'a> Builder<'a> {
     pub(super) fn new(resolved: &'a Resolved) -> Self {
-        Self { resolved, full: resolved.value(), pure: resolved.identity_value(), stages: Vec::new() }
+        Self {
+            resolved,
+            full: resolved.value(),
+            pure: resolved.identity_value(),
+            stages: Vec::new(),
+            folder: None,
+        }
     }
 
     pub(super) fn build(mut self) -> Result<Vec<Stage>> {
         self.prepare()?;
         self.helpers()?;
         self.diffusion()?;
+        self.embeddings()?;
         self.sets()?;
         self.arms()?;
         self.evaluate()?;
@@ -179,9 +191,63 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// What a folder makes of the real images of every split that a set is conditioned on, and of all texts.
+    fn embeddings(&mut self) -> Result<()> {
+        let resolved = self.resolved;
+        let recipe = &resolved.recipe;
+        let Some(folder) = recipe.diffusion.folder.as_ref().filter(|_| !recipe.sets.is_empty()) else {
+            return Ok(());
+        };
+        let content = json!({ "generator": self.folder_identity("diffusion.folder", folder)? });
+        let distinct = |of: &dyn Fn(&'a Set) -> Option<&'a str>| -> Vec<&'a str> {
+            let all = recipe.sets.iter().filter_map(|(_, set)| of(set));
+            all.collect::<BTreeSet<_>>().into_iter().collect()
+        };
+        let text = |key: &'static str| move |set: &'a Set| set.generate.condition.as_ref()?.0[key].as_str();
+        // A set without an image condition may have classes without real images.
+        let splits = distinct(&|set| {
+            let condition = set.generate.condition.as_ref()?;
+            (condition.0["image"] != "none").then_some(&*set.generate.split)
+        });
+        let (prompts, negative) = (distinct(&text("prompt")), distinct(&text("negative_prompt")));
+        for split in &splits {
+            let after = vec![format!("prepare.{split}")];
+            self.add(
+                Kind::Embed,
+                image_embeddings(split),
+                after,
+                content.clone(),
+                &|all| json!({ "of": "images", "folder": all["diffusion"]["folder"], "split": split }),
+            );
+        }
+        let after = distinct(&|set| Some(&set.generate.split));
+        let after = after.iter().map(|split| format!("prepare.{split}")).collect();
+        self.add(Kind::Embed, TEXT_EMBEDDINGS.into(), after, content, &|all| {
+            json!({
+                "of": "texts",
+                "folder": all["diffusion"]["folder"],
+                "prompts": prompts,
+                "negative_prompts": negative,
+            })
+        });
+        Ok(())
+    }
+
+    /// Lets the stage that was added last wait for the embeddings that it reads. They are a function of what it depends
+    /// on already (folder, split, texts), so they are no part of its identity.
+    fn await_embeddings(&mut self, split: &str) {
+        let reads = [image_embeddings(split), TEXT_EMBEDDINGS.to_string()];
+        let there = reads.into_iter().filter(|name| self.stages.iter().any(|stage| stage.name == *name));
+        let there: Vec<String> = there.collect();
+        if let Some(stage) = self.stages.last_mut() {
+            stage.after.extend(there);
+        }
+    }
+
     /// What sampling with the settings of `set` reads.
-    fn sampling_needs(&self, set: &Set) -> Result<(Vec<String>, Value)> {
-        let recipe = &self.resolved.recipe;
+    fn sampling_needs(&mut self, set: &Set) -> Result<(Vec<String>, Value)> {
+        let resolved = self.resolved;
+        let recipe = &resolved.recipe;
         let mut after = vec![format!("prepare.{}", set.generate.split)];
         let mut content = Map::new();
         let Diffusion { folder, weights, .. } = &recipe.diffusion;
@@ -217,6 +283,7 @@ impl<'a> Builder<'a> {
                     params.insert("seed".into(), json!(seed));
                     Value::Object(params)
                 });
+                self.await_embeddings(&set.generate.split);
             }
         }
         Ok(())
@@ -300,7 +367,8 @@ impl<'a> Builder<'a> {
     }
 
     fn grid(&mut self) -> Result<()> {
-        let recipe = &self.resolved.recipe;
+        let resolved = self.resolved;
+        let recipe = &resolved.recipe;
         let Some(grid) = &recipe.grid else { return Ok(()) };
         let Some(set) = recipe.sets.get(&grid.set) else { return Ok(()) };
         let (mut after, mut content) = self.sampling_needs(set)?;
@@ -315,11 +383,13 @@ impl<'a> Builder<'a> {
             params.insert("judge".into(), all["metrics"]["judge"].clone());
             Value::Object(params)
         });
+        self.await_embeddings(&set.generate.split);
         Ok(())
     }
 
     fn dropout(&mut self) -> Result<()> {
-        let recipe = &self.resolved.recipe;
+        let resolved = self.resolved;
+        let recipe = &resolved.recipe;
         let Some(dropout) = &recipe.dropout else { return Ok(()) };
         let Some(set) = recipe.sets.get(&dropout.set) else { return Ok(()) };
         let (mut after, mut content) = self.sampling_needs(set)?;
@@ -336,12 +406,22 @@ impl<'a> Builder<'a> {
             params.insert("extractor".into(), all["metrics"]["extractor"].clone());
             Value::Object(params)
         });
+        self.await_embeddings(&set.generate.split);
         Ok(())
     }
 
     /// Hash of the Hugging Face folder that a key names: of its lock if it has one, which says what every file must be,
     /// else of all files.
-    fn folder_identity(&self, key: &str, folder: &Path) -> Result<Identity> {
+    fn folder_identity(&mut self, key: &str, folder: &Path) -> Result<Identity> {
+        if let Some(known) = &self.folder {
+            return Ok(known.clone());
+        }
+        let identity = self.hash_folder(key, folder)?;
+        self.folder = Some(identity.clone());
+        Ok(identity)
+    }
+
+    fn hash_folder(&self, key: &str, folder: &Path) -> Result<Identity> {
         let beside = folder
             .file_name()
             .map(|name| folder.with_file_name(format!("{}.{LOCK}", name.to_string_lossy())));
@@ -381,6 +461,11 @@ impl<'a> Builder<'a> {
             pieces.push_str(Identity::of_bytes(&piece).as_str());
         }
     }
+}
+
+/// The stage that embeds the real images of a split.
+fn image_embeddings(split: &str) -> String {
+    format!("embed-images.{split}")
 }
 
 /// Every file below a folder.

@@ -26,6 +26,8 @@ pub enum Kind {
     Statistics,
     /// Trains the generator.
     Diffusion,
+    /// Stores what a latent generator is told: embeddings of real images, or of texts.
+    Embed,
     /// Generates a set.
     Generate,
     /// Trains a classifier to compare.
@@ -50,7 +52,7 @@ impl Kind {
         match self {
             Kind::Prepare => Some("equipoise-prepare"),
             Kind::Classifier | Kind::Diffusion | Kind::Arm => Some("equipoise-train"),
-            Kind::Features | Kind::Statistics => Some("equipoise-features"),
+            Kind::Features | Kind::Statistics | Kind::Embed => Some("equipoise-features"),
             Kind::Generate | Kind::Grid | Kind::Dropout | Kind::Toy => Some("equipoise-generate"),
             Kind::Evaluate | Kind::Metrics => Some("equipoise-metrics"),
             Kind::Report => None,
