@@ -100,7 +100,11 @@ fn measure(
 ) -> Result<bool> {
     for (number, (work, stage)) in kinds.iter().enumerate() {
         announce(args.output, number + 1, kinds.len(), &stage.name);
-        let Rehearsed::Done(rehearsal) = rehearsals.run(stage, &[])? else { return Ok(true) };
+        let rehearsal = match rehearsals.run(stage, &[])? {
+            Rehearsed::Done(rehearsal) => rehearsal,
+            Rehearsed::Nothing => continue,
+            Rehearsed::Stopped => return Ok(true),
+        };
         show(args.output, stage, &rehearsal);
         found.work.push(Entry { work: work.clone(), stage: stage.name.clone(), rehearsal });
     }

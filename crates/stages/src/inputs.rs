@@ -48,8 +48,9 @@ pub fn split(step: &Step, split: &str) -> Result<Images> {
 pub fn split_counts(step: &Step, split: &str) -> Result<(Vec<String>, Vec<u64>)> {
     let path = split_file(step, split);
     if step.rehearses() && !path.exists() {
+        // So few that every plan has something to add.
         let classes = step.classes()?;
-        let counts = crate::train::class_counts(&stand_in::images(step)?, classes.len());
+        let counts = vec![1; classes.len()];
         return Ok((classes, counts));
     }
     let packed = Packed::read(&path)?;

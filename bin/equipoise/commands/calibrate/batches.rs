@@ -84,6 +84,7 @@ pub fn climb(
                     tried.fill(&rehearsal);
                     last = (batch, rehearsal);
                 }
+                Ok(Rehearsed::Nothing) => tried.why = Some("nothing to do".into()),
                 Ok(Rehearsed::Stopped) => return Ok(true),
                 Err(error) => tried.why = Some(error.message().to_string()),
             }

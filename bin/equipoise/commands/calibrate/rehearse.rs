@@ -14,6 +14,8 @@ use std::time::Instant;
 pub enum Rehearsed {
     /// With numbers.
     Done(Rehearsal),
+    /// There was nothing to do, such as a set that needs no image.
+    Nothing,
     /// On request.
     Stopped,
 }
@@ -85,6 +87,9 @@ impl<'a> Stage<'a> {
             let pace = &mut rehearsal.pace;
             pace.overhead += (took - pace.total).max(0.0);
             return Ok(Rehearsed::Done(rehearsal));
+        }
+        if ended.status == Some(0) {
+            return Ok(Rehearsed::Nothing);
         }
         let code = ended.status.and_then(ExitCode::from_status).filter(|code| *code != ExitCode::Done);
         let how = match (ended.signal, ended.status) {

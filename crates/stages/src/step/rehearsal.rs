@@ -5,7 +5,7 @@ use super::pace::Pacer;
 use super::{Step, init_runtime};
 use crate::training::Ended;
 use crate::world;
-use equipoise_base::{Error, ExitCode, Result, ResultExt as _, bail, ensure};
+use equipoise_base::{Error, ExitCode, Result, ResultExt as _, bail};
 use equipoise_comm::StopFlag;
 use equipoise_config::{load_resolved, stage as find_stage};
 use equipoise_nn::runtime;
@@ -18,7 +18,7 @@ use std::time::Duration;
 /// Rehearses the stage that `stage=NAME` in `sets` names for about `seconds` and writes what it learnt to `file`.
 ///
 /// # Errors
-/// Those of the stage; 78 if it has nothing to do that could be measured.
+/// Those of the stage. One that has nothing to do writes no file.
 pub(crate) fn rehearse_stage(
     config: &Path,
     run: &Path,
@@ -82,14 +82,9 @@ impl Step {
             all.iter().filter_map(word).max().unwrap_or(0)
         };
         let pace = self.pacer.pace(process_seconds());
-        ensure!(
-            pace.is_some(),
-            Config,
-            "stage '{}' has nothing to do that could be measured",
-            self.stage.name
-        );
+        let Some(pace) = pace else { return Ok(ExitCode::Done) };
         let host = Host::here();
-        let rehearsal = pace.map(|pace| Rehearsal {
+        let rehearsal = Rehearsal {
             pace,
             ranks: self.world(),
             peak_memory: most(0),
@@ -98,7 +93,7 @@ impl Step {
             host: host.name,
             cpu: host.cpu,
             machine: runtime::facts().unwrap_or_default(),
-        });
+        };
         commit_json(&RealFs, file, &rehearsal, None).map_err(|error: Error| error.context("rehearsal"))?;
         Ok(ExitCode::Done)
     }
