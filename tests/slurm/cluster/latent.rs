@@ -9,7 +9,7 @@ const STAGE: &str = "generate.published.k0";
 /// Enough that both events land in the middle.
 const WORK: Work = Work {
     recipe: "tests/recipes/tiny-unclip.toml",
-    settings: &["sets.published.plan.n=60", "sets.published.sampler.steps=24"],
+    settings: &["sets.published.plan.n=28", "sets.published.sampler.steps=16"],
     shard: 4,
 };
 
