@@ -9,6 +9,7 @@ mod machine;
 #[cfg(feature = "nccl")]
 mod nccl;
 mod stopping;
+mod work;
 
 use crate::claim_folder::ClaimFolder;
 use crate::job::{self, Job};
@@ -68,6 +69,7 @@ pub struct Step {
     started: Instant,
     /// Units that this rank has finished in this attempt.
     made: AtomicU64,
+    work: Mutex<work::WorkLog>,
     /// On the root: the open stage and its metrics file.
     root: Option<Mutex<Root>>,
 }
@@ -196,6 +198,7 @@ impl Step {
             host: Process::current().host,
             started: Instant::now(),
             made: AtomicU64::new(0),
+            work: Mutex::default(),
             attempt: told.attempt,
             identity: stage.identity.clone(),
             stage,
@@ -245,6 +248,7 @@ impl Step {
             host: Process::current().host,
             started: Instant::now(),
             made: AtomicU64::new(0),
+            work: Mutex::default(),
             attempt: 0,
             identity: stage.identity.clone(),
             stage,
@@ -334,6 +338,9 @@ impl Step {
             Ended::Done | Ended::Part => (ExitCode::Done, State::Done),
             Ended::Stopped => (ExitCode::Requeue, State::Stopped),
         };
+        if ended == Ended::Done {
+            self.note_stage();
+        }
         let made = self.comm().all_gather(&self.made.load(Ordering::Relaxed).to_le_bytes())?;
         if let Some(root) = &self.root {
             if ended == Ended::Done {
