@@ -118,7 +118,11 @@ fn summary(took: Duration, events: &BTreeMap<Event, usize>, balance: &Balance) {
     let happened: Vec<String> = events.iter().map(|(event, count)| format!("{count} x {event}")).collect();
     let (total, seconds) = (events.values().sum::<usize>(), took.as_secs_f64());
     println!("\nsoak: {:.1} min, {} rounds, 0 of them with other bytes", seconds / 60.0, balance.rounds);
-    println!("events: {total} ({}), one every {:.0} s", happened.join(", "), seconds / total.max(1) as f64);
+    println!(
+        "events: {total} ({}), one every {:.0} s of life",
+        happened.join(", "),
+        balance.alive / total.max(1) as f64
+    );
     println!("{balance}");
     println!("{}", balance.phases);
 }
