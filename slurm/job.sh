@@ -23,7 +23,9 @@ module list
 {{ line }}
 {%- endfor %}
 {%- endif %}
-{% for (key, value) in environment %}
+
+# The same for every rank: threads and instruction set decide the last bits of a result.
+{%- for (key, value) in environment %}
 export {{ key }}={{ value }}
 {%- endfor %}
 {%- if let Some(scratch) = scratch %}
@@ -63,8 +65,9 @@ done
 status=$?
 {% endmatch -%}
 {%- if scratch.is_some() %}
+# The copies are removed; results were never among them.
 [ ! -v EQUIPOISE_SCRATCH ] || srun --ntasks={{ nodes }} --ntasks-per-node=1 rm -rf -- "$EQUIPOISE_SCRATCH"
-{%- endif %}
+{% endif %}
 # Requeues this job if the stage was stopped (75) and is not at its end. Its exit status is that of the job.
 trap '' TERM USR2
 exec "$equipoise" batch end --run "$run" --stage "$stage" --status "$status"

@@ -4,6 +4,8 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod completion;
+mod locks;
+mod slow;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,12 +1,13 @@
 //! `equipoise doctor`: is everything there that a run needs?
 
 mod cluster;
+mod node;
+mod quota;
 
 use crate::output::{self, Colour, Format};
 use crate::{runner, steps};
 use equipoise_base::{ExitCode, Result};
 use equipoise_config::BUILD_ID;
-use equipoise_rundir::{RealFs, Vfs};
 use equipoise_telemetry::Host;
 use serde::Serialize;
 use serde_json::Value;
@@ -18,6 +19,7 @@ use std::process::Command;
 #[command(after_help = "Examples:\n  \
     equipoise doctor\n  \
     equipoise doctor --root /scratch/me --output json\n  \
+    equipoise doctor --node --root /scratch/me         two ranks on compute nodes, started as those of a run\n  \
     equipoise doctor --weights models/stable-diffusion-2-1-unclip\n  \
     equipoise doctor --write-site > ~/.config/equipoise/config.toml   a first [slurm] for this cluster\n\n\
     Exits 1 if a check fails.")]
@@ -25,11 +27,17 @@ pub struct Args {
     /// Where runs are to be made.
     #[arg(long, value_name = "DIR", default_value = ".")]
     root: PathBuf,
+    /// Check compute nodes instead: start two ranks as a run would, in this allocation or one of a few minutes.
+    #[arg(long)]
+    node: bool,
+    /// Settings on top of those of site and user, with --node.
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "node")]
+    sets: Vec<String>,
     /// Check this Hugging Face folder instead: components, parameters, types, hashes.
-    #[arg(long, value_name = "DIR", conflicts_with = "root")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["root", "node"])]
     weights: Option<PathBuf>,
     /// Print a configuration for this cluster, made from what Slurm reports.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "node")]
     write_site: bool,
     /// How to print.
     #[arg(long, value_enum, default_value_t)]
@@ -59,14 +67,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.write_site {
         return cluster::write_site();
     }
-    let mut findings = vec![Finding::new("equipoise", Ok(format!("build {BUILD_ID}")))];
-    findings.extend(steps::PROGRAMS.map(program));
-    findings.extend(libraries());
-    findings.extend(gpus());
-    findings.push(Finding::new("mpirun", mpirun()));
-    findings.push(Finding::new("machine", machine()));
-    findings.push(Finding::new("free space", free_space(&args.root)));
-    findings.extend(cluster::findings());
+    let findings = match args.node {
+        true => node::findings(&args.root, &args.sets)?,
+        false => here(&args.root),
+    };
     let passed = findings.iter().all(|finding| finding.passed);
     match args.output {
         Format::Json => output::json(&findings),
@@ -78,6 +82,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     Ok(if passed { ExitCode::Done } else { ExitCode::CheckFailed })
+}
+
+/// What this machine has.
+fn here(root: &Path) -> Vec<Finding> {
+    let mut findings = vec![Finding::new("equipoise", Ok(format!("build {BUILD_ID}")))];
+    findings.extend(steps::PROGRAMS.map(program));
+    findings.extend(libraries());
+    findings.extend(gpus());
+    findings.push(Finding::new("mpirun", mpirun()));
+    findings.push(Finding::new("machine", machine()));
+    findings.extend(quota::findings(root));
+    findings.extend(cluster::findings());
+    findings
 }
 
 fn program(name: &str) -> Finding {
@@ -162,14 +179,4 @@ fn mpirun() -> std::result::Result<String, String> {
 fn machine() -> std::result::Result<String, String> {
     let Host { name, cpu, cpus, memory, system } = Host::here();
     Ok(format!("{name}: {cpus} CPUs ({cpu}), {} memory, {system}", output::bytes(memory)))
-}
-
-fn free_space(root: &Path) -> std::result::Result<String, String> {
-    const ENOUGH: u64 = 1 << 30;
-    const ENOUGH_FILES: u64 = 10_000;
-    let space = RealFs.space(root).map_err(|error| format!("{}: {error}", root.display()))?;
-    let files =
-        if space.inodes == u64::MAX { "no limit of files".into() } else { format!("{} files", space.inodes) };
-    let found = format!("{} and {files} in {}", output::bytes(space.bytes), root.display());
-    if space.bytes >= ENOUGH && space.inodes >= ENOUGH_FILES { Ok(found) } else { Err(found) }
 }

@@ -4,8 +4,8 @@
 //! config.toml  identity.json  slurm/  report.html
 //! stages/<stage>[.<arm>][.k<set>][.s<seed>]/
 //!     lock/  identity.json  journal.jsonl  metrics.jsonl  outcome.json  status.json
-//!     ckpt/step-00012345/  logs/<attempt>/rank-0000.log  .parts/
-//!     tasks/<task>/{journal.jsonl,outcome.json,status.json,logs/}  claims/<attempt>/
+//!     ckpt/step-00012345/  logs/<attempt>/rank-0000.log  work/<attempt>/rank-0000.jsonl  .parts/
+//!     tasks/<task>/{journal.jsonl,outcome.json,status.json,logs/,work/}  claims/<attempt>/
 //! sets/<set>/<class>/  sets/<set>/<class>/.parts/
 //! features/<extractor>/<split>.h5
 //! ```
@@ -297,6 +297,16 @@ impl StageDir {
     /// The log of one rank of one attempt.
     pub fn log(&self, attempt: u64, rank: usize) -> PathBuf {
         self.root.join("logs").join(attempt.to_string()).join(format!("rank-{rank:04}.log"))
+    }
+
+    /// How long finished units took, by attempt: see [`work`](crate::work).
+    pub fn work(&self) -> PathBuf {
+        self.root.join("work")
+    }
+
+    /// What one rank of one attempt has finished.
+    pub fn work_of(&self, attempt: u64, rank: usize) -> PathBuf {
+        self.work().join(attempt.to_string()).join(format!("rank-{rank:04}.jsonl"))
     }
 
     /// Finished parts of unfinished results of the stage.

@@ -11,6 +11,7 @@
 //! | [`lease`], [`process`] | one owner per stage, and no commit by an owner that was replaced |
 //! | [`layout`], [`identity`], [`stage`] | names of everything in a run directory; opening a stage |
 //! | [`records`] | which rows of `metrics.jsonl` count after restarts |
+//! | [`work`] | what of the time was of use |
 //! | [`scratch`], [`space`] | what is unfinished and its removal; room for the plan |
 //! | [`signals`] | the end of the job |
 //! | [`vfs`], [`real`], [`fault`] | the file system behind a trait: the real one, and one that crashes on demand |
@@ -33,6 +34,7 @@ pub mod signals;
 pub mod space;
 pub mod stage;
 pub mod vfs;
+pub mod work;
 pub mod writer;
 
 pub use checkpoint::{Checkpoint, Checkpoints, Manifest, Snapshot};

@@ -86,6 +86,11 @@ pub struct Answer {
 }
 
 impl Commands {
+    /// With another limit than that of Slurm's own commands.
+    pub fn within(limit: Duration) -> Self {
+        Self { limit }
+    }
+
     /// Runs one command.
     ///
     /// # Errors

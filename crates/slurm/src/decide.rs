@@ -48,11 +48,16 @@ pub fn decide(ended: &Ended, limits: Limits) -> Decision {
     }
     let stalled = !ended.progressed;
     if stalled && ended.stalls + 1 >= limits.stalls {
-        let message = format!(
-            "stopped {} times in a row without finishing a single batch or step: the time limit or slurm.signal_lead leaves \
-             no time to work",
-            ended.stalls + 1
-        );
+        let times = ended.stalls + 1;
+        let message = match ended.outcome {
+            None if ended.status == 0 => format!(
+                "{times} times in a row the launcher ended with 0 without having started the step: see the log of the job"
+            ),
+            _ => format!(
+                "stopped {times} times in a row without finishing a single batch or step: the time limit or \
+                 slurm.signal_lead leaves no time to work"
+            ),
+        };
         return Decision::Finish(ExitCode::NoProgress, Some(message));
     }
     if ended.requeues >= limits.budget {
@@ -68,8 +73,9 @@ fn code(ended: &Ended) -> ExitCode {
     }
     match (ended.status, ExitCode::from_status(ended.status)) {
         (_, Some(ExitCode::Done)) if !ended.writes_outcomes => ExitCode::Done,
-        // Without an outcome it did not do its work, whatever it says.
-        (_, Some(ExitCode::Done)) => ExitCode::Bug,
+        // srun says so when it could not start the step, such as where the PMIx socket of an earlier start is in the
+        // way, and that passes. Nothing was made, so it is a stall, and those are numbered.
+        (_, Some(ExitCode::Done)) => ExitCode::Requeue,
         (_, Some(code)) => code,
         // Hit by the request to stop before it listened: nothing was begun, so nothing is lost.
         (STOPPED_BY_TERM | STOPPED_BY_USR2, None) => ExitCode::Requeue,
@@ -86,7 +92,6 @@ const STOPPED_BY_USR2: i32 = 140;
 fn reason(ended: &Ended, code: ExitCode) -> Option<String> {
     match (ended.outcome, ended.status) {
         (Some(_), _) => None,
-        (None, 0) if ended.writes_outcomes => Some("the step ended with 0 but left no outcome.json".into()),
         (None, 0) => Some(code.meaning().into()),
         (None, status @ 129..) => Some(format!(
             "the step was killed by signal {}; what it had committed is kept (signal 9 often means out of memory: slurm.mem)",
@@ -128,7 +133,7 @@ mod tests {
     #[test]
     fn without_an_outcome_the_status_decides() {
         for (status, expected) in [
-            (0, Some(ExitCode::Bug)),
+            (0, None),
             (75, None),
             (143, None),
             (140, None),
@@ -150,6 +155,9 @@ mod tests {
         assert_eq!(decide(&stalled(0), LIMITS), Decision::Requeue { stalled: true });
         assert_eq!(decide(&stalled(1), LIMITS), Decision::Requeue { stalled: true });
         assert_eq!(code(&stalled(2)), Some(ExitCode::NoProgress));
+        let unstarted = Ended { outcome: None, status: 0, ..stalled(2) };
+        let Decision::Finish(ExitCode::NoProgress, Some(why)) = decide(&unstarted, LIMITS) else { panic!() };
+        assert!(why.contains("without having started the step"), "{why}");
         let progressed = Ended { progressed: true, ..stalled(2) };
         assert_eq!(decide(&progressed, LIMITS), Decision::Requeue { stalled: false });
     }

@@ -12,6 +12,7 @@
 //! | [`submission`] | sbatch so that a request that timed out never makes a second job |
 //! | [`decide`], [`requeue`] | what follows when a step has ended |
 //! | [`record`] | the journals in `RUN/slurm/` |
+//! | [`hello`] | the script of `doctor --node` |
 //! | [`site`] | what a cluster's settings mean, and a first configuration for it |
 //! | [`estimate`] | how many attempts a stage takes at a time limit |
 
@@ -20,6 +21,7 @@ pub mod decide;
 pub mod duration;
 pub mod environment;
 pub mod estimate;
+pub mod hello;
 pub mod query;
 pub mod quote;
 pub mod record;

@@ -115,7 +115,7 @@ pub fn render(request: &Request<'_>) -> Result<Script> {
     Ok(Script { stage: stage.into(), text: text.trim_end().to_string() + "\n", shape: request.shape })
 }
 
-fn words<'a>(list: impl Iterator<Item = &'a String>) -> String {
+pub(crate) fn words<'a>(list: impl Iterator<Item = &'a String>) -> String {
     list.map(word).collect::<Vec<_>>().join(" ")
 }
 
@@ -123,8 +123,33 @@ fn words<'a>(list: impl Iterator<Item = &'a String>) -> String {
 fn directives(request: &Request<'_>, job: &Job) -> Vec<String> {
     let (shape, stage) = (request.shape, &request.stage.name);
     let mut lines = vec![format!("--job-name={}.{stage}", request.name)];
+    lines.extend(resources(job, shape, request.threads, &directive));
     let mut add = |option: &str, value: Option<String>| {
         lines.extend(value.map(|value| format!("--{option}={}", directive(&value))));
+    };
+    let at_once = job.array_at_once.map(|at_once| format!("%{at_once}")).unwrap_or_default();
+    add("array", shape.array.map(|tasks| format!("0-{}{at_once}", tasks - 1)));
+    let task = if shape.array.is_some() { ".%a" } else { "" };
+    add("output", Some(format!("slurm/{stage}{task}.log")));
+    add("open-mode", Some("append".into()));
+    let shell = if request.slurm.launcher == Launcher::Mpirun { "B:" } else { "" };
+    add("signal", Some(format!("{shell}USR2@{}", request.slurm.signal_lead)));
+    lines.push("--requeue".into());
+    lines.retain(|line| !is_skipped(job, line));
+    lines.extend(job.extra.iter().flatten().cloned());
+    lines
+}
+
+/// Options for what a job asks for; `quoted` is how a value stands behind its option.
+pub(crate) fn resources(
+    job: &Job,
+    shape: Shape,
+    threads: u32,
+    quoted: &dyn Fn(&str) -> String,
+) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut add = |option: &str, value: Option<String>| {
+        lines.extend(value.map(|value| format!("--{option}={}", quoted(&value))));
     };
     let text = |value: &Option<String>| value.clone();
     add("account", text(&job.account));
@@ -136,7 +161,7 @@ fn directives(request: &Request<'_>, job: &Job) -> Vec<String> {
     add("nodes", Some(shape.nodes.to_string()));
     add("ntasks", Some(shape.ranks.to_string()));
     add("ntasks-per-node", shape.ranks_per_node.map(|each| each.to_string()));
-    add("cpus-per-task", Some(job.cpus_per_task.unwrap_or(request.threads).to_string()));
+    add("cpus-per-task", Some(job.cpus_per_task.unwrap_or(threads).to_string()));
     add("mem", text(&job.mem));
     add("mem-per-cpu", text(&job.mem_per_cpu));
     add("mem-per-gpu", text(&job.mem_per_gpu));
@@ -144,21 +169,13 @@ fn directives(request: &Request<'_>, job: &Job) -> Vec<String> {
     add("gpus", text(&job.gpus));
     add("gpus-per-node", text(&job.gpus_per_node));
     add("gpus-per-task", text(&job.gpus_per_task));
-    let at_once = job.array_at_once.map(|at_once| format!("%{at_once}")).unwrap_or_default();
-    add("array", shape.array.map(|tasks| format!("0-{}{at_once}", tasks - 1)));
-    let task = if shape.array.is_some() { ".%a" } else { "" };
-    add("output", Some(format!("slurm/{stage}{task}.log")));
-    add("open-mode", Some("append".into()));
-    let shell = if request.slurm.launcher == Launcher::Mpirun { "B:" } else { "" };
-    add("signal", Some(format!("{shell}USR2@{}", request.slurm.signal_lead)));
-    lines.push("--requeue".into());
-    let skipped = |line: &String| {
-        let option = line.split('=').next().unwrap_or_default();
-        job.skip.iter().flatten().any(|skip| skip.trim_start_matches('-') == option.trim_start_matches('-'))
-    };
-    lines.retain(|line| !skipped(line));
-    lines.extend(job.extra.iter().flatten().cloned());
     lines
+}
+
+/// Whether the configuration leaves this option out.
+pub(crate) fn is_skipped(job: &Job, line: &str) -> bool {
+    let option = line.split('=').next().unwrap_or_default();
+    job.skip.iter().flatten().any(|skip| skip.trim_start_matches('-') == option.trim_start_matches('-'))
 }
 
 /// The command that runs the step.
@@ -171,29 +188,37 @@ fn launch(request: &Request<'_>, job: &Job) -> Result<Launch> {
         Some(container) => contained(container, program, request.run)?,
     };
     let step = format!("{step} \\\n    --config \"$run/config.toml\" --run \"$run\" --set \"stage=$stage\"");
-    let (ranks, slurm) = (request.shape.ranks, request.slurm);
     let cpus = job.cpus_per_task.unwrap_or(request.threads);
-    Ok(match slurm.launcher {
-        Launcher::Srun => Launch::Srun(format!(
-            "srun --kill-on-bad-exit=1 --mpi={} --ntasks={ranks} --cpus-per-task={cpus} \\\n    {step}",
-            word(&slurm.mpi)
-        )),
-        Launcher::Mpirun => {
-            let further: String =
-                slurm.mpirun_args.iter().map(|argument| format!(" {}", word(argument))).collect();
-            Launch::Mpirun(format!("mpirun -n {ranks} --bind-to none{further} \\\n    {step}"))
-        }
+    let command = format!("{} \\\n    {step}", start(request.slurm, request.shape.ranks, cpus));
+    Ok(match request.slurm.launcher {
+        Launcher::Srun => Launch::Srun(command),
+        Launcher::Mpirun => Launch::Mpirun(command),
     })
 }
 
+/// What starts so many ranks of the program that follows.
+pub(crate) fn start(slurm: &Slurm, ranks: u32, cpus: u32) -> String {
+    match slurm.launcher {
+        Launcher::Srun => format!(
+            "srun --kill-on-bad-exit=1 --mpi={} --ntasks={ranks} --cpus-per-task={cpus}",
+            word(&slurm.mpi)
+        ),
+        Launcher::Mpirun => {
+            let further: String =
+                slurm.mpirun_args.iter().map(|argument| format!(" {}", word(argument))).collect();
+            format!("mpirun -n {ranks} --bind-to none{further}")
+        }
+    }
+}
+
 /// The step inside its container: the MPI of the host starts it, that of the image must be of the same kind.
-fn contained(container: &Container, program: &Path, run: &Path) -> Result<String> {
+pub(crate) fn contained(container: &Container, program: &Path, run: &Path) -> Result<String> {
     if run.to_string_lossy().contains([':', ',']) {
         let message = format!("{}: a container cannot bind a path with ':' or ','", run.display());
         return Err(Error::config(message).next("give another --run"));
     }
     let scratch = "${EQUIPOISE_SCRATCH:+--bind \"$EQUIPOISE_SCRATCH\"}";
-    let mut line = format!("{} exec --bind \"$run\" {scratch}", word(&container.program));
+    let mut line = format!("{} exec --bind \"$run\" {scratch} \\\n   ", word(&container.program));
     for bind in &container.binds {
         line += &format!(" --bind {}", word(bind));
     }
@@ -204,7 +229,7 @@ fn contained(container: &Container, program: &Path, run: &Path) -> Result<String
         (Some(bin), Some(name)) => word(Path::new(bin).join(name)),
         _ => word(program),
     };
-    Ok(format!("{line} {} {inside}", word(&container.image)))
+    Ok(format!("{line} {} \\\n    {inside}", word(&container.image)))
 }
 
 /// What a stage reads from the run directory, by path within it.

@@ -14,6 +14,8 @@ use std::process::{Command, Stdio};
 
 /// What a script is made of; the defaults are those of a plain site.
 struct Case {
+    /// A file of `configs/site/`, below the keys.
+    site: Option<&'static str>,
     keys: &'static str,
     kind: Kind,
     stage: &'static str,
@@ -26,6 +28,7 @@ struct Case {
 impl Default for Case {
     fn default() -> Self {
         Self {
+            site: None,
             keys: "",
             kind: Kind::Arm,
             stage: "train.bs.s0",
@@ -42,7 +45,10 @@ impl Case {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("site.toml");
         std::fs::write(&file, format!("[run]\nname = 'first'\nranks = 4\n{}", self.keys)).unwrap();
-        let layers = [default_layer(), file_layer(Layer::Recipe, &file).unwrap()];
+        let mut layers = vec![default_layer()];
+        let sites = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/site");
+        layers.extend(self.site.map(|site| file_layer(Layer::Site, &sites.join(site)).unwrap()));
+        layers.push(file_layer(Layer::Recipe, &file).unwrap());
         let resolved = Resolved::from_layers(layers).unwrap_or_else(|wrong| panic!("{wrong:?}"));
         let slurm = &resolved.recipe.slurm;
         let stage = Stage {
@@ -155,6 +161,15 @@ nv = true
 bin = "/opt/equipoise/bin"
 "#;
     insta::assert_snapshot!(Case { keys, ..Case::default() }.render());
+}
+
+/// The examples that people begin with.
+#[test]
+fn the_site_files_of_the_distribution() {
+    for site in ["apptainer.toml", "modules.toml", "preemptible.toml"] {
+        let script = Case { site: Some(site), ..Case::default() }.render();
+        insta::assert_snapshot!(format!("site_{}", site.trim_end_matches(".toml")), script);
+    }
 }
 
 #[test]

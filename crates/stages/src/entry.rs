@@ -2,7 +2,7 @@
 
 use crate::step::{Step, rehearse_stage, run_stage};
 use crate::training::Ended;
-use crate::{facts, schema};
+use crate::{facts, hello, schema};
 use clap::Parser;
 use equipoise_base::{ExitCode, Result, bail};
 use equipoise_config::BUILD_ID;
@@ -12,10 +12,10 @@ use std::path::PathBuf;
 #[command(about = "A step of an Equipoise run; `equipoise run` and the batch scripts start it", version = BUILD_ID)]
 struct Args {
     /// Resolved configuration of the run.
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["print_schema", "build_id", "facts"])]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["print_schema", "build_id", "facts", "hello"])]
     config: Option<PathBuf>,
     /// Run directory.
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["print_schema", "build_id", "facts"])]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["print_schema", "build_id", "facts", "hello"])]
     run: Option<PathBuf>,
     /// Settings on top of the configuration; `stage=NAME` says which stage.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -35,6 +35,12 @@ struct Args {
     /// Print what this machine computes with, as JSON.
     #[arg(long, hide = true)]
     facts: bool,
+    /// Greet the other ranks, look at this machine and at DIR, and print what was found, as JSON.
+    #[arg(long, hide = true, value_name = "DIR")]
+    hello: Option<PathBuf>,
+    /// With --hello: the node's own disk, as `slurm.scratch` names it.
+    #[arg(long, hide = true, value_name = "DIR", requires = "hello")]
+    scratch: Option<String>,
 }
 
 /// Runs a step binary.
@@ -47,10 +53,12 @@ pub fn main(body: fn(&Step) -> Result<Ended>) -> std::process::ExitCode {
         println!("{BUILD_ID}");
         return ExitCode::Done.into();
     }
-    let result = match (args.print_schema, args.facts) {
-        (true, _) => schema::print().map(|()| ExitCode::Done),
-        (_, true) => facts::print().map(|()| ExitCode::Done),
-        _ => start(&args, body),
+    let done = |()| ExitCode::Done;
+    let result = match &args.hello {
+        Some(root) => hello::print(root, args.scratch.as_deref()).map(done),
+        None if args.print_schema => schema::print().map(done),
+        None if args.facts => facts::print().map(done),
+        None => start(&args, body),
     };
     result
         .unwrap_or_else(|error| {

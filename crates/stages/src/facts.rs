@@ -1,13 +1,13 @@
 //! `--facts` of a step binary: what it would compute with on this machine, for `equipoise doctor`.
 
-use equipoise_base::{ExitCode, Result, ResultExt as _};
+use equipoise_base::{ExitCode, Result, ResultExt as _, bail};
 use equipoise_nn::runtime::{self, RuntimeConfig};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// One JSON object.
 #[derive(Debug, Serialize)]
-struct Facts {
+pub struct Facts {
     /// What decides bits, by name, as in the identity of a stage.
     machine: BTreeMap<String, String>,
     /// GPUs that libtorch sees.
@@ -26,17 +26,60 @@ struct Facts {
 /// 101 if libtorch cannot be asked.
 pub fn print() -> Result<()> {
     runtime::init(&RuntimeConfig::default())?;
+    println!("{}", serde_json::to_string(&here()?).or_exit(ExitCode::Bug, "facts")?);
+    Ok(())
+}
+
+/// What this process computes with, after `runtime::init`.
+///
+/// # Errors
+/// 101 if libtorch cannot be asked.
+pub fn here() -> Result<Facts> {
     let gpus = runtime::gpus();
     let nccl = nccl();
-    let facts = Facts {
+    Ok(Facts {
         machine: runtime::facts()?,
         gpus,
         why_no_gpu: (gpus == 0).then(runtime::why_no_gpu),
         nccl: nccl.as_ref().ok().cloned(),
         why_no_nccl: nccl.err(),
-    };
-    println!("{}", serde_json::to_string(&facts).or_exit(ExitCode::Bug, "facts")?);
-    Ok(())
+    })
+}
+
+impl Facts {
+    fn machine(&self, name: &str) -> &str {
+        self.machine.get(name).map_or("unknown", String::as_str)
+    }
+
+    /// libtorch and the instructions that its CPU kernels use.
+    pub fn libtorch(&self) -> String {
+        format!(
+            "{}, {} kernels, oneDNN {}",
+            self.machine("libtorch"),
+            self.machine("cpu"),
+            self.machine("onednn_isa")
+        )
+    }
+
+    /// GPUs; none is no failure, runs use the CPU then.
+    pub fn gpu(&self) -> String {
+        match self.gpus {
+            0 => format!("none, runs on the CPU: {}", self.why_no_gpu.as_deref().unwrap_or("unknown")),
+            count => format!("{count} x {}; TF32 {}", self.machine("gpu"), self.machine("tf32")),
+        }
+    }
+
+    /// NCCL, which ranks with a GPU each need.
+    ///
+    /// # Errors
+    /// 1 if there are GPUs and no NCCL.
+    pub fn nccl(&self) -> Result<String> {
+        match (&self.nccl, self.gpus) {
+            (Some(version), _) => Ok(version.clone()),
+            (None, 0) => Ok("not there; only a training on several GPUs needs it".into()),
+            (None, _) => bail!(CheckFailed, "{}", self.why_no_nccl.as_deref().unwrap_or("unknown")),
+        }
+    }
 }
 
 #[cfg(feature = "nccl")]

@@ -28,6 +28,7 @@ use equipoise_telemetry::Progress;
 use equipoise_workplan::{CodecConfig, Layout, LayoutConfig, PlanConfig, Shard};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Keys of `[sets.NAME]`, complete, with those of `[diffusion]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -469,6 +470,8 @@ impl<'a> Set<'a> {
         on_batch: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<bool> {
         let mut file = self.begin(shard, synthesizer)?;
+        let (begun, first) = (Instant::now(), file.next_index());
+        let note = |until: u64| self.step.note_work(&shard.path, first..until, begun.elapsed());
         for batch in shard.batches() {
             if batch.images.start < file.next_index() {
                 continue;
@@ -476,6 +479,7 @@ impl<'a> Set<'a> {
             if claims.should_stop()? {
                 if file.next_index() > shard.images.start {
                     self.step.commit(&self.part_path(shard), &bytes_of(&mut file)?)?;
+                    note(file.next_index());
                 }
                 return Ok(false);
             }
@@ -490,6 +494,7 @@ impl<'a> Set<'a> {
         }
         self.own.set(self.own.get() + shard.images.end - shard.images.start);
         self.step.commit(&self.folder.join(&shard.path), &bytes_of(&mut file)?)?;
+        note(shard.images.end);
         self.step.remove_if_there(&self.part_path(shard))?;
         Ok(true)
     }
@@ -500,6 +505,7 @@ impl<'a> Set<'a> {
         if !self.step.is_root() {
             return self.step.comm().barrier();
         }
+        let begun = Instant::now();
         let mut index = ShardIndex { identity: self.identity.clone(), shards: Vec::new() };
         for shard in self.layout.shards() {
             let path = self.folder.join(&shard.path);
@@ -518,6 +524,7 @@ impl<'a> Set<'a> {
         }
         self.step.remove_folder(&self.folder.join(".parts"))?;
         self.step.commit_json(&self.folder.join("index.json"), &index)?;
+        self.step.note_common_work("index", 0..1, begun.elapsed());
         let failed: usize = index.shards.iter().map(|shard| shard.failed.len()).sum();
         self.step.comm().barrier()?;
         if failed > 0 {

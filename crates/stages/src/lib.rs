@@ -13,6 +13,7 @@ mod facts;
 mod features;
 mod generate;
 mod grid;
+mod hello;
 mod inputs;
 mod job;
 mod latent;

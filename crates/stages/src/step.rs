@@ -11,6 +11,7 @@ mod nccl;
 mod pace;
 mod rehearsal;
 mod stopping;
+mod work;
 
 use crate::claim_folder::ClaimFolder;
 use crate::job::{self, Job};
@@ -74,6 +75,7 @@ pub struct Step {
     made: AtomicU64,
     /// How long they took.
     pacer: Pacer,
+    work: Mutex<work::WorkLog>,
     /// On the root: the open stage and its metrics file.
     root: Option<Mutex<Root>>,
 }
@@ -203,6 +205,7 @@ impl Step {
             started: Instant::now(),
             made: AtomicU64::new(0),
             pacer: Pacer::default(),
+            work: Mutex::default(),
             attempt: told.attempt,
             identity: stage.identity.clone(),
             stage,
@@ -266,6 +269,7 @@ impl Step {
             started: Instant::now(),
             made: AtomicU64::new(0),
             pacer: Pacer::default(),
+            work: Mutex::default(),
             attempt: 0,
             identity: stage.identity.clone(),
             stage,
@@ -355,6 +359,9 @@ impl Step {
             Ended::Done | Ended::Part => (ExitCode::Done, State::Done),
             Ended::Stopped => (ExitCode::Requeue, State::Stopped),
         };
+        if ended == Ended::Done {
+            self.note_stage();
+        }
         let made = self.comm().all_gather(&self.made.load(Ordering::Relaxed).to_le_bytes())?;
         if let Some(root) = &self.root {
             if ended == Ended::Done {

@@ -17,6 +17,7 @@ use equipoise_telemetry::Progress;
 use equipoise_workplan::TrainingOrder;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::time::Instant;
 use tch::{Kind, Tensor};
 
 /// Micro-batches that the loader prepares ahead of the model.
@@ -133,6 +134,24 @@ struct State<'a> {
     writer: Option<CheckpointWriter>,
     /// Losses since the last row of metrics, summed over this rank's micro-batches.
     window: (f64, u64),
+    worked: Worked,
+}
+
+/// Steps whose time is not on record yet.
+struct Worked {
+    /// The first of them.
+    from: u64,
+    /// When it began.
+    begun: Instant,
+    /// When the last one was over: a step that is given up does not count.
+    over: Instant,
+}
+
+impl Worked {
+    fn since(from: u64) -> Self {
+        let now = Instant::now();
+        Self { from, begun: now, over: now }
+    }
 }
 
 impl<'a> State<'a> {
@@ -153,6 +172,7 @@ impl<'a> State<'a> {
             running: RunningStatistics::new(objective.batch_norms()),
             noted: Vec::new(),
             window: (0., 0),
+            worked: Worked::since(0),
             step,
             objective,
             config,
@@ -173,6 +193,7 @@ impl<'a> State<'a> {
         let requests = Requests { order, micros, step: first, at: 0, end: steps };
         let mut loader = Loader::start(builder, requests, PREFETCH)?;
         let mut progress = Progress::new(&step.stage.name, "steps", first, steps, step.is_root());
+        self.worked = Worked::since(first);
         for now in first..steps {
             let losses = self.accumulate(&mut loader)?;
             let gradient = self.tree.finish(&*self.transport, self.flat.values())?;
@@ -199,6 +220,7 @@ impl<'a> State<'a> {
             self.log(now, &losses)?;
             progress.set(now + 1);
             step.report_progress("steps", &progress, false)?;
+            self.worked.over = Instant::now();
             if (now + 1).is_multiple_of(step.recipe().checkpoint.every_steps) && now + 1 < steps {
                 self.checkpoint(now + 1)?;
             }
@@ -308,7 +330,12 @@ impl<'a> State<'a> {
             identity: self.step.identity().clone(),
             files,
             user: json!(null),
-        })
+        })?;
+        let Worked { from, begun, over } = std::mem::replace(&mut self.worked, Worked::since(step));
+        if from < step {
+            self.step.note_common_work("steps", from..step, over.duration_since(begun));
+        }
+        Ok(())
     }
 
     /// Waits until the last checkpoint is on disk, on all ranks.

@@ -81,6 +81,16 @@ impl World {
         }
     }
 
+    /// The MPI library, in one line.
+    pub fn library(&self) -> String {
+        #[cfg(feature = "mpi")]
+        if self.mpi.is_some() {
+            let library = equipoise_comm_mpi::MpiComm::library();
+            return library.lines().next().unwrap_or("unknown MPI").to_string();
+        }
+        "no MPI".into()
+    }
+
     /// Rank among those of this node, as the launcher says; 0 where it says nothing.
     pub fn local_rank(&self) -> usize {
         let names = ["OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID"];

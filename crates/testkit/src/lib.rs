@@ -3,7 +3,9 @@
 //! Helpers panic with what went wrong and the output so far: a failed test should need no second run to be understood.
 
 pub mod fake_slurm;
+mod library;
 pub mod nccl_double;
+pub mod no_locks;
 pub mod process;
 pub mod slurm;
 pub mod temp_run;

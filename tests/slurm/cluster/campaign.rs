@@ -2,7 +2,7 @@
 
 use crate::support::{PATIENCE, assert_same, copy_without, results};
 use equipoise_testkit::slurm::{Cluster, Job, Options};
-use equipoise_testkit::{TempRun, wait_until};
+use equipoise_testkit::{TempRun, tree, wait_until};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -100,6 +100,11 @@ impl Campaign {
         lines(&self.stage(stage).join("journal.jsonl"))
     }
 
+    /// Every row of `metrics.jsonl`, those of steps that were made again included.
+    pub fn metrics(&self, stage: &str) -> Vec<Value> {
+        lines(&self.stage(stage).join("metrics.jsonl"))
+    }
+
     pub fn task_journals(&self, stage: &str) -> Vec<Value> {
         let tasks = std::fs::read_dir(self.stage(stage).join("tasks")).unwrap().flatten();
         tasks.flat_map(|task| lines(&task.path().join("journal.jsonl"))).collect()
@@ -151,6 +156,36 @@ impl Campaign {
         now.0
     }
 
+    /// What the batch script has noted at the end of the start that Slurm gave this restart count.
+    pub fn wait_for_end(&self, stage: &str, restart: u32) -> Value {
+        let mut found = None;
+        wait_until_or_tell(
+            &format!("the end of start {restart} of {stage}"),
+            || self.tell(&self.stage(stage)),
+            || {
+                let noted = lines(&self.run.join("slurm").join(format!("{stage}.jsonl")));
+                let is_it = |event: &Value| event["event"] == "end" && event["restart"] == restart;
+                found = noted.into_iter().find(is_it);
+                found.is_some()
+            },
+        );
+        found.unwrap_or_default()
+    }
+
+    /// Waits until an attempt holds the lease; the journal up to then.
+    pub fn wait_until_begun(&self, stage: &str, attempt: u64) -> Vec<Value> {
+        let mut journal = Vec::new();
+        wait_until_or_tell(
+            &format!("{stage} begins attempt {attempt}"),
+            || self.tell(&self.stage(stage)),
+            || {
+                journal = self.journal(stage);
+                journal.iter().any(|event| event["event"] == "attempt" && event["attempt"] == attempt)
+            },
+        );
+        journal
+    }
+
     /// What somebody who finds a test failed wants to read.
     fn tell(&self, dir: &Path) -> String {
         let (status, outcome) = (json(&dir.join("status.json")), json(&dir.join("outcome.json")));
@@ -175,6 +210,27 @@ impl Campaign {
             },
         );
         outcome
+    }
+
+    /// Ends all ranks at once and without a word, as a power cut would. Whoever started them is stopped before, so that
+    /// the job is still there for Slurm to take away: SIGCONT, which it sends with its TERM, wakes them.
+    pub fn kill_ranks_unheard(&self) {
+        let (ranks, others): (Vec<_>, Vec<_>) =
+            self.cluster.user_processes().into_iter().partition(|found| is_rank(&found.command));
+        assert!(!ranks.is_empty(), "no rank is alive\n{}", self.output());
+        others.iter().for_each(|found| tree::send(found.pid, libc::SIGSTOP));
+        ranks.iter().for_each(|found| tree::send(found.pid, libc::SIGKILL));
+    }
+
+    /// Live ranks on a node.
+    pub fn ranks_on(&self, node: usize) -> Vec<tree::Found> {
+        let processes = self.cluster.processes(node).into_iter();
+        processes.filter(|found| is_rank(&found.command)).collect()
+    }
+
+    /// The folder of the run.
+    pub fn run(&self) -> &Path {
+        &self.run
     }
 
     /// Seconds from the last TERM that the controller sent to the steps of a job until `wall`, in seconds since 1970;
@@ -273,6 +329,12 @@ impl Campaign {
     }
 }
 
+/// Not what started it: the command line of srun or mpirun ends in the rank's.
+fn is_rank(command: &str) -> bool {
+    let program = command.split(' ').next().unwrap_or_default();
+    command.contains("stage=") && program.contains("equipoise-")
+}
+
 fn wait_until_or_tell(what: &str, tell: impl Fn() -> String, mut condition: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !condition() {
@@ -287,5 +349,6 @@ fn json(path: &Path) -> Value {
 
 fn lines(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    // The last line may be in the middle of being written.
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }

@@ -5,11 +5,12 @@
 mod acceptance;
 mod campaign;
 mod latent;
+mod long;
 #[path = "../../support/mod.rs"]
 mod support;
 
 use campaign::{Campaign, Work};
-use equipoise_testkit::slurm::Options;
+use equipoise_testkit::slurm::{Job, Options};
 use equipoise_testkit::{TempRun, tree};
 use std::time::Duration;
 use support::{finish, run};
@@ -47,6 +48,8 @@ fn whatever_the_cluster_does_the_bytes_are_the_same() {
     training_is_preempted_and_runs_out_of_time(&mut campaign);
     a_paused_owner_is_fenced(&mut campaign);
     array_tasks_share_a_stage(&mut campaign);
+    mpirun_hears_of_it_through_the_shell(&mut campaign);
+    two_ranks_greet_each_other_on_two_nodes(&campaign);
     the_wrong_mpi_is_named(&mut campaign);
 }
 
@@ -89,14 +92,19 @@ fn orderly_stops_redo_nothing(campaign: &mut Campaign) {
     campaign.finish_and_compare(GENERATE);
 }
 
-/// Preemption without grace, and the loss of a node: at most one shard per rank is made again.
+/// Death without a word, and the loss of nodes: at most one shard per rank is made again.
 fn sudden_ends_cost_a_shard_per_rank(campaign: &mut Campaign) {
     campaign.begin("sudden ends", GENERATE);
     let job = campaign.submit(GENERATE, "low0", &[]);
-    campaign.wait_until_at_work(GENERATE, 1);
-    // Slurm sends TERM all the same, and waits for KillWait (5 s) before it kills.
+    let before = campaign.wait_until_at_work(GENERATE, 1);
+    // Without a grace time Slurm sends TERM all the same, and slurmd waits for 5 s at least before it kills, whatever
+    // KillWait says: by then the ranks have committed. So somebody else kills, before Slurm takes the nodes.
+    campaign.kill_ranks_unheard();
     let urgent = campaign.cluster.preempt(2, 1);
     campaign.requeued(job, 1);
+    let redone = before.saturating_sub(campaign.committed_images(GENERATE));
+    assert!(redone <= 2 * WORK.shard, "{redone} images of {before} were lost");
+    println!("killed without notice: {redone} of {before} images to make again");
     campaign.wait_until_over(urgent);
     campaign.start_again(job);
 
@@ -107,12 +115,28 @@ fn sudden_ends_cost_a_shard_per_rank(campaign: &mut Campaign) {
     assert!(lost <= 2 * WORK.shard, "{lost} images of {before} were lost");
     campaign.cluster.boot_node(2);
     campaign.start_again(job);
-    campaign.wait_until_over(job);
-    let events = campaign.journal(GENERATE);
+    let events = campaign.wait_until_begun(GENERATE, 3);
     let takeovers = events.iter().filter(|event| event["event"] == "takeover");
     let because: Vec<_> = takeovers.map(|event| event["takeover"]["because"].clone()).collect();
     assert!(because.contains(&"restarted".into()), "{events:?}");
+    a_lost_node_is_noticed_before_slurm_does(campaign, job);
+    campaign.wait_until_over(job);
     campaign.finish_and_compare(GENERATE);
+}
+
+/// Where Slurm waits longer for a silent node than the ranks for each other, they end with 75 and the job requeues itself.
+fn a_lost_node_is_noticed_before_slurm_does(campaign: &mut Campaign, job: Job) {
+    campaign.wait_until_at_work(GENERATE, 3);
+    campaign.cluster.set_slurmd_timeout(300);
+    let lost = std::time::Instant::now();
+    campaign.cluster.kill_node(2);
+    let outcome = campaign.wait_for_outcome(GENERATE, 3);
+    assert_eq!(outcome["name"], "requeue", "lost node: {outcome}");
+    assert!(outcome["message"].as_str().unwrap().contains("was not heard"), "{outcome}");
+    println!("node lost: 75 after {:.1} s, before Slurm noticed", lost.elapsed().as_secs_f64());
+    campaign.cluster.boot_node(2);
+    campaign.requeued(job, 3);
+    campaign.cluster.set_slurmd_timeout(equipoise_testkit::slurm::SLURMD_TIMEOUT);
 }
 
 fn training_is_preempted_and_runs_out_of_time(campaign: &mut Campaign) {
@@ -189,6 +213,54 @@ fn array_tasks_share_a_stage(campaign: &mut Campaign) {
         "one lease: {lines:?}"
     );
     campaign.finish_and_compare(GENERATE);
+}
+
+/// A site where mpirun starts the ranks: Slurm tells the shell (as `--signal=B:USR2@lead` does at the time limit), the
+/// shell mpirun, and mpirun its ranks on all nodes.
+fn mpirun_hears_of_it_through_the_shell(campaign: &mut Campaign) {
+    campaign.begin("mpirun", GENERATE);
+    let job = campaign.submit(GENERATE, "low", &["slurm.launcher=mpirun"]);
+    campaign.wait_until_at_work(GENERATE, 1);
+    for node in 1..=2 {
+        assert_eq!(campaign.ranks_on(node).len(), 1, "node {node}");
+    }
+    campaign.cluster.signal_shell(job, "USR2");
+    let outcome = campaign.wait_for_outcome(GENERATE, 1);
+    assert_eq!(outcome["name"], "requeue", "USR2 to the shell: {outcome}");
+    campaign.requeued(job, 1);
+    campaign.wait_until_over(job);
+    let last = campaign.wait_for_outcome(GENERATE, 2);
+    let made = |outcome: &serde_json::Value| outcome["made"].as_u64().unwrap();
+    assert_eq!(made(&outcome) + made(&last), campaign.images(GENERATE), "finished batches were made again");
+    campaign.finish_and_compare(GENERATE);
+}
+
+/// `equipoise doctor --node` from the login node: an allocation, ranks on both nodes, and every check of them; and with
+/// a PMI that is not that of the MPI library, what to set.
+fn two_ranks_greet_each_other_on_two_nodes(campaign: &Campaign) {
+    let findings = |sets: &[&str], status: i32| {
+        let mut command = campaign.cluster.as_user(env!("CARGO_BIN_EXE_equipoise"));
+        command.env("EQUIPOISE_HOME", env!("CARGO_MANIFEST_DIR"));
+        command.args(["doctor", "--node", "--output=json", "--set", "slurm.nodes=2", "--root"]);
+        command.arg(campaign.cluster.shared());
+        for set in sets {
+            command.args(["--set", set]);
+        }
+        let output = command.output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(status), "{out}\n{err}");
+        serde_json::from_str::<Vec<serde_json::Value>>(&out).unwrap_or_else(|_| panic!("{out}\n{err}"))
+    };
+    let found = findings(&["slurm.partition=high"], 0);
+    for check in ["MPI hello", "clocks", "libtorch", "GPU", "NCCL", "HDF5", "file locks", "clock"] {
+        let finding = found.iter().find(|finding| finding["check"] == check);
+        let finding = finding.unwrap_or_else(|| panic!("no {check}: {found:?}"));
+        println!("{check}: {}", finding["found"].as_str().unwrap());
+    }
+    let hello = found[0]["found"].as_str().unwrap();
+    assert!(hello.contains("2 ranks on n1, n2 found each other"), "{hello}");
+    let wrong = findings(&["slurm.partition=high", "slurm.mpi=none"], 1);
+    assert!(wrong[0]["found"].as_str().unwrap().contains("slurm.mpi"), "{wrong:?}");
 }
 
 /// Without PMIx each rank is a world of one, and all would write the same files.

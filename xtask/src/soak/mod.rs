@@ -1,21 +1,24 @@
 //! `cargo xtask soak`: a run on a real cluster that somebody keeps hitting, over and over, until the time is up.
 //!
-//! The first round is left in peace. It says what the bytes must be and how long the work takes; every later round must
-//! end with the same bytes. Goodput is useful seconds by seconds with any process of the run alive (DESIGN section 7):
-//! useful are the seconds that the peaceful round took for the same work. Seconds only compare on a machine that does
-//! nothing else, so the same quotient is printed of processor time, start-ups and repeated work included.
+//! The first round is left in peace and says what the bytes must be; every later round must end with the same. Goodput is
+//! useful seconds by seconds with any process of the run alive (DESIGN section 7). Useful is what the ranks themselves
+//! have noted for units whose result was kept (`rundir::work`): measured in the very run that was hit, so that other load
+//! on the machine stretches both and says nothing about either. See docs/design/slurm.md.
 
 mod punisher;
 mod round;
+mod timeline;
 
 use crate::{setup, shell};
 use anyhow::{Result, ensure};
+use equipoise_rundir::work::Work;
 use equipoise_testkit::slurm::{Cluster, Options};
 use punisher::{Event, Punisher};
-use round::Round;
+use round::{Round, Size};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
+use timeline::Phases;
 
 /// How long and how hard.
 #[derive(clap::Args)]
@@ -32,6 +35,9 @@ pub struct Args {
     /// Ranks of each step, on two nodes.
     #[arg(long, default_value_t = 4)]
     ranks: usize,
+    /// How much work there is in a round: the more, the less the start of its stages counts.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    work: u64,
     /// Use the debug binaries that are there.
     #[arg(long)]
     debug: bool,
@@ -45,67 +51,66 @@ pub fn run(args: &Args) -> Result<()> {
         shell::run(shell::cargo().args(["build", "--release", "--quiet"]))?;
     }
     let binaries = shell::root().join("target").join(profile);
+    let size = Size { ranks: args.ranks, work: args.work };
     let mut cluster = Cluster::boot(Options { grace: 10, ..Options::default() });
-    let mut peaceful = Round::start(&cluster, &binaries, 0, args.ranks)?;
-    while !peaceful.look(&cluster)? {}
+    let mut peaceful = Round::start(&cluster, &binaries, 0, size)?;
+    while !peaceful.look(&cluster)?.complete {}
     let reference = peaceful.results()?;
-    println!("peaceful round: {:.0} s of work, {} files", peaceful.alive().as_secs_f64(), reference.len());
+    let mut balance = Balance::default();
+    balance.add(&peaceful)?;
+    println!("peaceful round: {balance}, {} files", reference.len());
 
     let start = Instant::now();
     let end = Duration::from_secs(args.minutes * 60);
     let mut punisher = Punisher::new(args.seed, Duration::from_secs(args.mtbf));
     let mut balance = Balance::default();
     while start.elapsed() < end {
-        let mut round = Round::start(&cluster, &binaries, balance.rounds + 1, args.ranks)?;
-        while !round.look(&cluster)? {
+        let mut round = Round::start(&cluster, &binaries, balance.rounds + 1, size)?;
+        loop {
+            let seen = round.look(&cluster)?;
+            if seen.complete {
+                break;
+            }
             if start.elapsed() < end {
-                punisher.look(&mut cluster, &round);
+                punisher.look(&mut cluster, &round, &seen.ranks);
             } else {
                 punisher.make_up(&mut cluster);
             }
         }
         round.require_same(&reference)?;
-        balance.add(&peaceful, &round);
-        println!("round {}: {} attempts; {balance}", balance.rounds, round.attempts());
+        balance.add(&round)?;
+        println!("round {}: {} attempts; so far {balance}", balance.rounds, round.attempts());
     }
     summary(start.elapsed(), &punisher.happened, &balance);
     ensure!(!punisher.happened.is_empty(), "nothing happened: take a smaller --mtbf");
     Ok(())
 }
 
-/// What the rounds have cost, and what they would have cost in peace.
+/// What the rounds have cost, and what it was good for.
 #[derive(Default)]
 struct Balance {
     rounds: usize,
-    useful: f64,
+    work: Work,
     alive: f64,
-    useful_processor: f64,
-    processor: f64,
+    phases: Phases,
 }
 
 impl Balance {
-    fn add(&mut self, peaceful: &Round, round: &Round) {
+    fn add(&mut self, round: &Round) -> Result<()> {
         self.rounds += 1;
-        self.useful += peaceful.alive().as_secs_f64();
+        self.work += round.work()?;
         self.alive += round.alive().as_secs_f64();
-        self.useful_processor += peaceful.processor();
-        self.processor += round.processor();
+        self.phases += round.phases()?;
+        Ok(())
     }
 }
 
 impl fmt::Display for Balance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let percent = |useful: f64, all: f64| 100.0 * useful / all.max(1e-9);
-        write!(
-            f,
-            "goodput {:.0} s useful / {:.0} s alive = {:.0} %; of processor time {:.0} / {:.0} s = {:.0} %",
-            self.useful,
-            self.alive,
-            percent(self.useful, self.alive),
-            self.useful_processor,
-            self.processor,
-            percent(self.useful_processor, self.processor)
-        )
+        let Work { useful, superseded } = self.work;
+        let percent = 100.0 * useful / self.alive.max(1e-9);
+        write!(f, "goodput {useful:.0} s useful / {:.0} s alive = {percent:.0} %", self.alive)?;
+        write!(f, " ({superseded:.0} s made again)")
     }
 }
 
@@ -113,6 +118,11 @@ fn summary(took: Duration, events: &BTreeMap<Event, usize>, balance: &Balance) {
     let happened: Vec<String> = events.iter().map(|(event, count)| format!("{count} x {event}")).collect();
     let (total, seconds) = (events.values().sum::<usize>(), took.as_secs_f64());
     println!("\nsoak: {:.1} min, {} rounds, 0 of them with other bytes", seconds / 60.0, balance.rounds);
-    println!("events: {total} ({}), one every {:.0} s", happened.join(", "), seconds / total.max(1) as f64);
+    println!(
+        "events: {total} ({}), one every {:.0} s of life",
+        happened.join(", "),
+        balance.alive / total.max(1) as f64
+    );
     println!("{balance}");
+    println!("{}", balance.phases);
 }

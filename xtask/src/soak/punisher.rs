@@ -3,7 +3,7 @@
 use super::round::Round;
 use equipoise_base::rng::Key;
 use equipoise_testkit::slurm::Cluster;
-use equipoise_testkit::tree;
+use equipoise_testkit::tree::{self, Found};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -63,11 +63,10 @@ impl Punisher {
     }
 
     /// Lets the next event happen if it is due and there is a running step to hit.
-    pub fn look(&mut self, cluster: &mut Cluster, round: &Round) {
+    pub fn look(&mut self, cluster: &mut Cluster, round: &Round, ranks: &[Found]) {
         if self.lost.is_some_and(|(_, since)| since.elapsed() > AWAY) {
             self.make_up(cluster);
         }
-        let ranks = round.ranks(cluster);
         if Instant::now() < self.due || ranks.is_empty() || self.lost.is_some() {
             return;
         }

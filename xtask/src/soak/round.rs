@@ -1,21 +1,29 @@
 //! One run of the recipe from submission to report.
 
-use anyhow::{Context, Result, bail, ensure};
+use super::timeline::{self, Phases};
+use anyhow::{Result, bail, ensure};
+use equipoise_rundir::work::{self, Work};
+use equipoise_rundir::{RealFs, RunDir};
 use equipoise_testkit::slurm::{Cluster, Job};
 use equipoise_testkit::tree::Found;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Between two looks.
-const INTERVAL: Duration = Duration::from_millis(200);
+/// Between two looks at what is alive.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// Between two questions to Slurm: each starts a process, on the processors that the ranks need.
+const ASK: Duration = Duration::from_secs(1);
+/// A job that starts again sooner finds the PMIx socket of its earlier start in the way.
+const PMIX_LEAVES: Duration = Duration::from_secs(4);
 /// A round that gets nowhere for so long hangs: far beyond the watchdog, Slurm's timers, and a slow machine.
 const HANG: Duration = Duration::from_secs(300);
-/// Enough work in sampling and training that events hit it.
-const SETTINGS: [&str; 9] = [
-    "sets.feedback.plan.n=100",
+/// Images of each class, and steps of one arm, for each unit of work.
+const IMAGES: u64 = 100;
+const STEPS: u64 = 900;
+/// Work in sampling and training that events hit; a preempted job waits in the queue, where nothing of it is alive.
+const SETTINGS: [&str; 7] = [
     "sets.feedback.sampler.steps=24",
-    "arms.ce.steps=900",
     "checkpoint.every_steps=25",
     "slurm.nodes=2",
     "slurm.mem='0'",
@@ -24,32 +32,51 @@ const SETTINGS: [&str; 9] = [
     "slurm.partition=low",
 ];
 
+/// What a look has found.
+pub struct Seen {
+    /// The report is there.
+    pub complete: bool,
+    /// Live ranks.
+    pub ranks: Vec<Found>,
+}
+
+/// How much there is to do, and by how many.
+#[derive(Clone, Copy)]
+pub struct Size {
+    /// Ranks of each step.
+    pub ranks: usize,
+    /// Units of work.
+    pub work: u64,
+}
+
 /// A run on the cluster.
 pub struct Round {
     run: PathBuf,
     binaries: PathBuf,
-    ranks: usize,
+    size: Size,
     alive: Duration,
-    /// Processor time of every rank that was seen, in clock ticks.
-    ticks: BTreeMap<i32, u64>,
     last_look: Instant,
+    last_question: Instant,
+    /// A requeued job that waits for its time to come, and since when.
+    waiting: Option<(u64, Instant)>,
     /// What the run has written, and since when that is all.
     progress: (u64, Instant),
 }
 
 impl Round {
     /// Submits it.
-    pub fn start(cluster: &Cluster, binaries: &Path, number: usize, ranks: usize) -> Result<Self> {
+    pub fn start(cluster: &Cluster, binaries: &Path, number: usize, size: Size) -> Result<Self> {
         let now = Instant::now();
         let run = cluster.shared().join(format!("round-{number}"));
         let binaries = binaries.to_path_buf();
         let round = Self {
             run,
             binaries,
-            ranks,
+            size,
             alive: Duration::ZERO,
-            ticks: BTreeMap::new(),
             last_look: now,
+            last_question: now,
+            waiting: None,
             progress: (0, now),
         };
         round.submit(cluster)?;
@@ -60,8 +87,13 @@ impl Round {
         let home = crate::shell::root();
         let mut command = cluster.as_user(self.binaries.join("equipoise"));
         command.env("EQUIPOISE_HOME", &home).args(["submit", "--run"]).arg(&self.run);
-        let ranks = format!("run.ranks={}", self.ranks);
-        for setting in SETTINGS.iter().copied().chain([ranks.as_str()]) {
+        let Size { ranks, work } = self.size;
+        let sized = [
+            format!("run.ranks={ranks}"),
+            format!("sets.feedback.plan.n={}", IMAGES * work),
+            format!("arms.ce.steps={}", STEPS * work),
+        ];
+        for setting in SETTINGS.iter().copied().chain(sized.iter().map(String::as_str)) {
             command.args(["--set", setting]);
         }
         let output = command.arg(home.join("tests/recipes/tiny.toml")).output()?;
@@ -70,32 +102,43 @@ impl Round {
         Ok(())
     }
 
-    /// Waits a little, counts the time if the run was alive, and helps it on its legs; true when it is complete.
-    pub fn look(&mut self, cluster: &Cluster) -> Result<bool> {
+    /// Waits a little, counts the time if the run was alive, and helps it on its legs.
+    pub fn look(&mut self, cluster: &Cluster) -> Result<Seen> {
         std::thread::sleep(INTERVAL);
-        let passed = std::mem::replace(&mut self.last_look, Instant::now());
-        let ranks = self.ranks(cluster);
-        if !ranks.is_empty() {
-            self.alive += passed.elapsed();
+        let processes = cluster.user_processes();
+        let passed = std::mem::replace(&mut self.last_look, Instant::now()).elapsed();
+        if !processes.is_empty() {
+            self.alive += passed;
         }
-        for rank in ranks {
-            self.ticks.extend(ticks_of(rank.pid).map(|ticks| (rank.pid, ticks)));
+        let complete = self.run.join("report.html").exists();
+        if !complete && self.last_question.elapsed() >= ASK {
+            self.last_question = Instant::now();
+            self.watch(cluster)?;
+            self.help(cluster)?;
         }
-        if self.run.join("report.html").exists() {
-            return Ok(true);
-        }
-        self.watch(cluster)?;
+        let ranks = processes.into_iter().filter(is_rank).collect();
+        Ok(Seen { complete, ranks })
+    }
+
+    /// Submits what is missing once no job is left, and lets requeued jobs start.
+    fn help(&mut self, cluster: &Cluster) -> Result<()> {
         let queued = cluster.as_user("squeue").args(["-h", "-u", "student", "-o", "%A %T %r"]).output()?;
         let queued = String::from_utf8_lossy(&queued.stdout).into_owned();
-        if queued.trim().is_empty() {
+        if queued.trim().is_empty() && !self.run.join("report.html").exists() {
             // A killed rank ends the stage as an error, which no job repeats by itself: somebody looks, and resumes.
             self.submit(cluster)?;
         }
-        for line in queued.lines().filter(|line| line.contains("BeginTime")) {
-            let job = line.split(' ').next().and_then(|id| id.parse().ok()).context("squeue")?;
-            cluster.start_now(Job(job));
+        let waiting = queued.lines().find(|line| line.contains("BeginTime"));
+        let job = waiting.and_then(|line| line.split(' ').next()?.parse().ok());
+        match (job, self.waiting) {
+            (Some(job), Some((known, since))) if job == known => {
+                if since.elapsed() > PMIX_LEAVES {
+                    cluster.start_now(Job(job));
+                }
+            }
+            (job, _) => self.waiting = job.map(|job| (job, Instant::now())),
         }
-        Ok(false)
+        Ok(())
     }
 
     fn watch(&mut self, cluster: &Cluster) -> Result<()> {
@@ -107,18 +150,6 @@ impl Round {
             bail!("nothing was written for {HANG:?}\n{}\n{}", cluster.logs(), self.run.display());
         }
         Ok(())
-    }
-
-    /// The live ranks of the round.
-    pub fn ranks(&self, cluster: &Cluster) -> Vec<Found> {
-        let run = self.run.display().to_string();
-        let is_rank = |found: &Found| found.command.contains("stage=") && found.command.contains(&run);
-        let launcher = |found: &Found| found.command.starts_with("srun") || found.command.contains("/srun ");
-        cluster
-            .matching("equipoise-")
-            .into_iter()
-            .filter(|found| is_rank(found) && !launcher(found))
-            .collect()
     }
 
     /// The job that is running.
@@ -133,10 +164,14 @@ impl Round {
         self.alive
     }
 
-    /// Processor time of all ranks, in seconds.
-    pub fn processor(&self) -> f64 {
-        // SAFETY: sysconf has no memory preconditions.
-        self.ticks.values().sum::<u64>() as f64 / unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64
+    /// What the ranks have noted about their time.
+    pub fn work(&self) -> Result<Work> {
+        Ok(work::of_run(&RealFs, &RunDir::new(&self.run))?)
+    }
+
+    /// Where the rest of it went.
+    pub fn phases(&self) -> Result<Phases> {
+        timeline::of_run(&RunDir::new(&self.run))
     }
 
     /// Attempts of all stages.
@@ -174,11 +209,10 @@ impl Round {
     }
 }
 
-/// Fields 14 and 15 of `/proc/PID/stat`: processor time of a process, user and system.
-fn ticks_of(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+/// Not what started it: srun's command line ends in the rank's.
+fn is_rank(found: &Found) -> bool {
+    let program = found.command.split(' ').next().unwrap_or_default();
+    found.command.contains("stage=") && program.contains("equipoise-")
 }
 
 fn size_of(folder: &Path) -> u64 {

@@ -3,9 +3,10 @@
 use super::Finding;
 use crate::output;
 use equipoise_base::{Error, ExitCode, Result};
+use equipoise_config::Resolved;
 use equipoise_config::layers::{default_layer, file_layer, set_layer, site_and_user_files};
+use equipoise_config::recipe::Recipe;
 use equipoise_config::slurm::{Launcher, Slurm};
-use equipoise_config::{Resolved, slurm};
 use equipoise_slurm::site::{self, Cluster};
 use equipoise_slurm::{Commands, Failure, query};
 
@@ -27,21 +28,25 @@ pub fn findings() -> Vec<Finding> {
         .collect();
     let modes = site::preemption(&cluster).into_iter();
     findings.extend(modes.map(|(name, text)| Finding::new(format!("partition {name}"), Ok(text))));
-    findings.push(match configured() {
-        Ok(slurm) => Finding::new("slurm.mpi", mpi(&slurm, &cluster)),
+    findings.push(match configured(&[]) {
+        Ok(recipe) => Finding::new("slurm.mpi", mpi(&recipe.slurm, &cluster)),
         Err(error) => Finding::new("configuration", Err(error.to_string())),
     });
     findings
 }
 
-/// `[slurm]` as the site's and the user's files set it.
-fn configured() -> Result<slurm::Slurm> {
+/// What the site's and the user's files set, and these settings on top.
+///
+/// # Errors
+/// 78 naming the key that cannot be used.
+pub fn configured(sets: &[String]) -> Result<Recipe> {
     let mut layers = vec![default_layer()];
     for (layer, file) in site_and_user_files() {
         layers.push(file_layer(layer, &file)?);
     }
     layers.push(set_layer("run.name=doctor"));
-    Ok(Resolved::from_layers(layers).map_err(Error::from)?.recipe.slurm)
+    layers.extend(sets.iter().map(|set| set_layer(set)));
+    Ok(Resolved::from_layers(layers).map_err(Error::from)?.recipe)
 }
 
 fn mpi(slurm: &Slurm, cluster: &Cluster) -> std::result::Result<String, String> {

@@ -4,6 +4,9 @@ use super::Options;
 use std::fmt::Write as _;
 use std::path::Path;
 
+/// Seconds without an answer after which a node is lost, unless it is set otherwise.
+pub const SLURMD_TIMEOUT: u32 = 10;
+
 /// Address of a host: 1 is the controller, nodes follow from 11.
 pub(super) fn address(node: Option<usize>) -> String {
     format!("10.77.0.{}", node.map_or(1, |number| 10 + number))
@@ -56,7 +59,7 @@ MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
 LaunchParameters=use_interactive_step
-SlurmdTimeout=10
+SlurmdTimeout={SLURMD_TIMEOUT}
 SlurmctldTimeout=30
 MessageTimeout=10
 TCPTimeout=2

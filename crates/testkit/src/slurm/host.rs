@@ -153,10 +153,15 @@ impl Host {
 
     /// Live processes of the host, process 1 and zombies left out.
     pub(super) fn live(&self) -> Vec<Found> {
+        self.of_host(&tree::all())
+    }
+
+    /// Those of `all` live processes of this machine that are the host's, process 1 left out.
+    pub(super) fn of_host(&self, all: &[Found]) -> Vec<Found> {
         let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let own = namespace(self.init);
-        let here = |found: &Found| found.pid != self.init && own.is_some() && namespace(found.pid) == own;
-        tree::all().into_iter().filter(here).collect()
+        let here = |found: &&Found| found.pid != self.init && own.is_some() && namespace(found.pid) == own;
+        all.iter().filter(here).cloned().collect()
     }
 
     /// Ends everything on the host: the kernel kills what is left in a namespace with its process 1.

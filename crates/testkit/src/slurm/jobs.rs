@@ -137,6 +137,33 @@ impl Cluster {
         succeed_with(self.as_user("scontrol").args(["requeue", &format!("{}_{task}", job.0)]));
     }
 
+    /// `scancel --batch --signal`, by the user: the batch shell gets it, the steps do not, as with `--signal=B:...`.
+    ///
+    /// # Panics
+    /// If Slurm refuses.
+    pub fn signal_shell(&self, job: Job, signal: &str) {
+        succeed_with(self.as_user("scancel").args(["--batch", "--signal", signal, &job.0.to_string()]));
+    }
+
+    /// Sets how many seconds Slurm waits for a silent node before it takes it for lost, by the administrator.
+    ///
+    /// # Panics
+    /// If Slurm refuses, or its configuration cannot be rewritten.
+    #[allow(clippy::disallowed_methods)]
+    pub fn set_slurmd_timeout(&self, seconds: u32) {
+        let path = self.base().join("etc/slurm.conf");
+        let rewrite = || {
+            let text = std::fs::read_to_string(&path)?;
+            let line = |line: &str| match line.starts_with("SlurmdTimeout=") {
+                true => format!("SlurmdTimeout={seconds}\n"),
+                false => format!("{line}\n"),
+            };
+            std::fs::write(&path, text.lines().map(line).collect::<String>())
+        };
+        rewrite().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        succeed_with(self.as_root("scontrol").arg("reconfigure"));
+    }
+
     /// Lets a requeued job start without waiting for its time, by the user.
     pub fn start_now(&self, job: Job) {
         // It may have started by itself.

@@ -18,6 +18,7 @@ mod host;
 mod jobs;
 mod needs;
 
+pub use conf::SLURMD_TIMEOUT;
 pub use jobs::{Job, JobState};
 pub use needs::missing;
 
@@ -102,6 +103,11 @@ impl Cluster {
         self.base().join("shared")
     }
 
+    /// Where slurmd of a node keeps what it needs while jobs run, such as the socket of PMIx.
+    pub fn spool(&self, number: usize) -> PathBuf {
+        self.base().join("spool").join(conf::node_name(number))
+    }
+
     /// Names of the nodes.
     pub fn node_names(&self) -> Vec<String> {
         (1..=self.options.nodes).map(conf::node_name).collect()
@@ -141,7 +147,7 @@ impl Cluster {
         // Its own disk is lost too: an orphaned PMIx socket in the spool would keep the same step from starting there.
         let name = conf::node_name(number);
         let _ = std::fs::remove_dir_all(host::private_tmp(self.base(), &name));
-        let _ = std::fs::remove_dir_all(self.base().join("spool").join(&name));
+        let _ = std::fs::remove_dir_all(self.spool(number));
     }
 
     /// Boots a lost node again.
@@ -166,6 +172,16 @@ impl Cluster {
     /// Live processes on a node, by pid as this process sees them.
     pub fn processes(&self, number: usize) -> Vec<tree::Found> {
         self.nodes[number - 1].as_ref().map_or_else(Vec::new, Host::live)
+    }
+
+    /// Live processes of the user on all nodes: batch scripts and what they started, none of Slurm's own.
+    pub fn user_processes(&self) -> Vec<tree::Found> {
+        use std::os::unix::fs::MetadataExt as _;
+        let owner =
+            |found: &tree::Found| Some(Path::new(&format!("/proc/{}", found.pid)).metadata().ok()?.uid());
+        let users: Vec<tree::Found> =
+            tree::all().into_iter().filter(|found| owner(found) == Some(USER)).collect();
+        self.nodes.iter().flatten().flat_map(|node| node.of_host(&users)).collect()
     }
 
     /// Live processes on all nodes whose command line holds `text`.
