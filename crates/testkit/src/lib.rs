@@ -3,14 +3,17 @@
 //! Helpers panic with what went wrong and the output so far: a failed test should need no second run to be understood.
 
 pub mod fake_slurm;
+pub mod figures;
 pub mod nccl_double;
 pub mod process;
+pub mod shared_library;
 pub mod slurm;
 pub mod temp_run;
 pub mod tree;
 
 pub use equipoise_comm::threads::run as ranks;
 pub use fake_slurm::FakeSlurm;
+pub use figures::figure;
 pub use process::Process;
 pub use temp_run::TempRun;
 pub use tree::Marker;
