@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod config;
+mod corpus;
 mod help;
 mod plan;
 mod runs;

@@ -12,7 +12,7 @@ use equipoise_rundir::vfs::Space;
 use equipoise_rundir::{RealFs, RunDir};
 use equipoise_slurm::estimate::{self, Measured};
 use equipoise_slurm::shape::Shape;
-use equipoise_slurm::{Commands, duration, query, settings};
+use equipoise_slurm::{Commands, duration, query};
 use equipoise_telemetry::human_duration;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -78,7 +78,7 @@ pub fn dry_run(run: &Run, measured: Option<&Path>, format: Format) -> Result<Exi
 impl Row {
     fn new(run: &Run, stage: &Stage, shape: Shape, plan: &Plan, measured: &RunDir) -> Result<Self> {
         let slurm = &run.resolved.recipe.slurm;
-        let job = settings::of_stage(slurm, &stage.name)?;
+        let job = jobs::job_of(run, stage)?;
         let tasks = shape.array.unwrap_or(1);
         let units = units(stage, plan);
         let speed = speed(measured, &stage.name)?;
