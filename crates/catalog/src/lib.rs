@@ -13,6 +13,7 @@ pub mod select;
 pub mod shots;
 pub mod source;
 mod text;
+pub mod webdataset;
 
 pub use list::LabeledPath;
 pub use profile::Profile;

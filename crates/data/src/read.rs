@@ -1,9 +1,9 @@
 //! One door for every source: from a [`Source`] to images in memory.
 
-use crate::files::{BadImage, FilesConfig, read_files};
+use crate::files::{BadImage, Files, FilesConfig, read_files, read_members};
 use crate::{ImageSet, cifar, idx};
 use equipoise_base::Result;
-use equipoise_catalog::{Source, counts, folder, list};
+use equipoise_catalog::{Source, counts, folder, list, webdataset};
 
 /// How a source is read. IDX and CIFAR images keep their own size and channels.
 pub type ReadConfig = FilesConfig;
@@ -32,9 +32,10 @@ pub fn read(source: &Source, config: &ReadConfig, classes: usize) -> Result<Spli
         Source::Cifar100 { files } => whole(cifar::read(files, cifar::Records::Cifar100)?),
         Source::Folder { path } => {
             let found = folder::scan(path)?;
-            Split { classes: Some(found.classes), ..decoded(&found.images, config)? }
+            Split { classes: Some(found.classes), ..decoded(read_files(&found.images, config)?) }
         }
-        Source::List { file, root } => decoded(&list::read(file, root)?, config)?,
+        Source::Webdataset { path } => decoded(read_members(&webdataset::scan(path)?, config)?),
+        Source::List { file, root } => decoded(read_files(&list::read(file, root)?, config)?),
     };
     let named = source.paths().first().map(|path| path.display().to_string()).unwrap_or_default();
     counts::of_labels(&split.images.labels, classes).map_err(|error| error.context(named))?;
@@ -45,9 +46,8 @@ fn whole(images: ImageSet) -> Split {
     Split { positions: (0..images.labels.len()).collect(), images, ..Split::default() }
 }
 
-fn decoded(files: &[equipoise_catalog::LabeledPath], config: &ReadConfig) -> Result<Split> {
-    let files = read_files(files, config)?;
-    Ok(Split { images: files.images, positions: files.positions, classes: None, bad: files.bad })
+fn decoded(files: Files) -> Split {
+    Split { images: files.images, positions: files.positions, classes: None, bad: files.bad }
 }
 
 #[cfg(test)]
