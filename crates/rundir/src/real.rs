@@ -20,7 +20,7 @@ struct RealFile {
 }
 
 impl RealFile {
-    fn new(file: File, path: &Path) -> Box<dyn VfsFile> {
+    fn open(file: File, path: &Path) -> Box<dyn VfsFile> {
         Box::new(Self { file, path: path.to_path_buf() })
     }
 }
@@ -55,12 +55,12 @@ impl VfsFile for RealFile {
 impl Vfs for RealFs {
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn VfsFile>> {
         pass("create_new", path)?;
-        Ok(RealFile::new(File::create_new(path)?, path))
+        Ok(RealFile::open(File::create_new(path)?, path))
     }
 
     fn append(&self, path: &Path) -> io::Result<Box<dyn VfsFile>> {
         pass("append", path)?;
-        Ok(RealFile::new(OpenOptions::new().append(true).create(true).open(path)?, path))
+        Ok(RealFile::open(OpenOptions::new().append(true).create(true).open(path)?, path))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>> {
