@@ -15,21 +15,21 @@ const STAGE: &str = "train.ce.s0";
 const EVERY: u64 = 8;
 const SETS: [&str; 3] = ["classifier.steps=24", "checkpoint.every_steps=8", "classifier.log_every=2"];
 /// So long that a signal lands in the middle.
-const LONG: [&str; 3] = ["classifier.steps=400", "checkpoint.every_steps=50", "classifier.log_every=50"];
+const LONG: [&str; 3] = ["classifier.steps=400", "checkpoint.every_steps=50", "classifier.log_every=1"];
 
 fn training(path: &Path, sets: &[&str]) -> Command {
     run_recipe("train", path, 2, sets)
 }
 
-/// The run that nothing happens to, and the writes of each of its ranks in the training.
-fn reference(sets: &[&str]) -> (TempRun, Vec<Point>) {
+/// The run that nothing happens to, and the trace of its writes.
+fn reference(sets: &[&str]) -> (TempRun, String) {
     let run = TempRun::default();
     let trace = run.join("trace");
     let mut command = training(&run.join("run"), sets);
     command.env("EQUIPOISE_FAIL_TRACE", &trace);
     finish(command);
-    let lines = std::fs::read_to_string(trace).unwrap();
-    (run, points(&lines))
+    let trace = std::fs::read_to_string(trace).unwrap();
+    (run, trace)
 }
 
 /// A write: the rank that makes it, the call, and what to look for in its path.
@@ -54,7 +54,8 @@ fn stable(path: &str) -> String {
         .split('/')
         .map(|part| match part.strip_prefix('.').and_then(|part| part.strip_suffix(".tmp")) {
             Some(scratch) => scratch.rsplit_once('.').map_or(scratch, |(name, _)| name),
-            None => part.split("beat-").next().unwrap(),
+            None if part.starts_with("beat-") => "beat-",
+            None => part,
         })
         .collect();
     // The last two parts tell a file from its like elsewhere.
@@ -76,8 +77,16 @@ impl Point {
         [format!("stages/{STAGE}")].into_iter().chain(parts).collect()
     }
 
-    fn fail(&self, then: Value) -> String {
-        json!({ "call": self.call, "path": self.parts(), "rank": self.rank, "then": then }).to_string()
+    /// The failpoint: of all writes that look like this one, the one that is the first of this very file in `trace`.
+    fn fail(&self, trace: &str, then: Value) -> String {
+        let parts = self.parts();
+        let like = trace.lines().filter(|line| {
+            let start = format!("{} {} ", self.rank, self.call);
+            line.starts_with(&start) && parts.iter().all(|part| line.contains(part))
+        });
+        let before = like.take_while(|line| Self::of_line(line).as_ref() != Some(self)).count();
+        json!({ "call": self.call, "path": parts, "rank": self.rank, "hit": before + 1, "then": then })
+            .to_string()
     }
 }
 
@@ -138,14 +147,15 @@ fn log_of(path: &Path, attempt: u32) -> String {
 /// F2 and F6: the rank that writes is killed at every one of its writes, without a signal before.
 #[test]
 fn a_kill_at_any_write_of_training_changes_nothing() {
-    let (finished, points) = reference(&SETS);
+    let (finished, writes) = reference(&SETS);
+    let points = points(&writes);
     assert!(points.len() > 30, "only {} kinds of writes: {points:#?}", points.len());
     let mut lost = 0;
     for point in &points {
         let copy = without_training(&finished);
         let (path, what) = (copy.join("run"), format!("killed at {point:?}"));
         let mut command = training(&path, &SETS);
-        command.env("EQUIPOISE_FAIL", point.fail(json!({ "signal": libc::SIGKILL })));
+        command.env("EQUIPOISE_FAIL", point.fail(&writes, json!({ "signal": libc::SIGKILL })));
         command.env("EQUIPOISE_FAIL_TRACE", copy.join("trace"));
         let mut process = Process::spawn(command);
         let status = process.wait(PATIENCE);
@@ -169,7 +179,8 @@ fn a_kill_at_any_write_of_training_changes_nothing() {
 /// F2: the other rank is killed while the first one is held at a write of a checkpoint.
 #[test]
 fn a_kill_of_the_other_rank_during_a_checkpoint_changes_nothing() {
-    let (finished, points) = reference(&SETS);
+    let (finished, writes) = reference(&SETS);
+    let points = points(&writes);
     let points = points.iter().filter(|point| point.rank == 0 && point.path.contains("step-"));
     // Every third, unless more trials are asked for: what is left on the disk is the same as above.
     let stride = if trials(1) > 1 { 1 } else { 3 };
@@ -177,7 +188,7 @@ fn a_kill_of_the_other_rank_during_a_checkpoint_changes_nothing() {
     for point in points.step_by(stride) {
         let copy = without_training(&finished);
         let (path, what) = (copy.join("run"), format!("rank 1 killed at {point:?} of rank 0"));
-        let mut process = start(&path, &SETS, &point.fail(json!({ "signal": libc::SIGSTOP })));
+        let mut process = start(&path, &SETS, &point.fail(&writes, json!({ "signal": libc::SIGSTOP })));
         let is_rank = |found: &&tree::Found| {
             found.command.contains(&format!("stage={STAGE}")) && !found.command.contains("mpirun")
         };
