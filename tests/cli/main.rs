@@ -4,6 +4,7 @@
 
 mod calibrate;
 mod config;
+mod corpus;
 mod help;
 mod plan;
 mod recipes;

@@ -5,7 +5,7 @@
 mod support;
 
 use equipoise_base::rng::Key;
-use equipoise_testkit::{Process, TempRun};
+use equipoise_testkit::{Process, TempRun, figure};
 use std::time::Duration;
 use support::{PATIENCE, assert_same, equipoise, finish, results, run, run_recipe};
 
@@ -69,4 +69,6 @@ fn ranks_may_change_at_every_restart() {
     assert!(restarts >= 2, "the run was over before it was stopped twice");
     finish(equipoise(&["resume", path.to_str().unwrap()]));
     assert_same(&results(&reference.join("run")), &results(&path), "2, 3 and 1 ranks in turn");
+    figure("F17", "restarts with 2, 3 and 1 ranks in turn", restarts);
+    figure("F18", "restarts with 2, 3 and 1 ranks in turn", restarts);
 }

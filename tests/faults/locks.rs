@@ -1,17 +1,31 @@
 //! F31: run directories on a file system without locks.
 
-use crate::support::{equipoise, finish, run};
-use equipoise_testkit::{TempRun, no_locks};
+use crate::support::{assert_same, equipoise, finish, results, run};
+use equipoise_testkit::{TempRun, figure, no_locks};
 use serde_json::Value;
+use std::process::Command;
 
 #[test]
 fn a_file_system_without_locks_is_no_obstacle_and_doctor_says_so() {
     let folder = TempRun::default();
     let runs = folder.join("runs");
     std::fs::create_dir(&runs).unwrap();
+    let mut control = Command::new("flock");
+    control.arg(folder.write("runs/lock", "")).arg("true");
+    no_locks::below(&runs, &mut control);
+    assert!(!control.status().unwrap().success(), "locks must fail for this test to mean anything");
+    std::fs::remove_file(runs.join("lock")).unwrap();
+
     let mut command = run(&runs.join("run"), 2, &[]);
     no_locks::below(&runs, &mut command);
     finish(command);
+    let mut command = equipoise(&["shards", "verify", "--deep", runs.join("run").to_str().unwrap()]);
+    no_locks::below(&runs, &mut command);
+    finish(command);
+    finish(run(&folder.join("plain"), 2, &[]));
+    let without = results(&runs.join("run"));
+    assert_same(&results(&folder.join("plain")), &without, "without locks");
+    figure("F31", "files equal to those of a run with locks", without.len());
 
     let mut command = equipoise(&["doctor", "--node", "--output=json", "--root"]);
     // No Slurm here, even where its commands are installed: two ranks under mpirun.

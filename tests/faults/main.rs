@@ -4,13 +4,15 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod completion;
+mod files;
 mod locks;
 mod slow;
 #[path = "../support/mod.rs"]
 mod support;
+mod training;
 
 use equipoise_base::rng::Key;
-use equipoise_testkit::{Process, TempRun};
+use equipoise_testkit::{Process, TempRun, figure};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
@@ -89,21 +91,27 @@ fn trial(finished: &TempRun, stage: &str, victim: Victim, trial: u64) {
 #[test]
 fn kills_in_generation_change_nothing() {
     let finished = reference();
+    let mut kills = 0;
     for (victim, count) in
         [(Victim::OneRank, trials(1)), (Victim::AllRanks, trials(1)), (Victim::Mpirun, trials(1).min(2))]
     {
         (0..count).for_each(|n| trial(&finished, "generate.feedback.k0", victim, n));
+        kills += count;
     }
+    figure("F1", "kills at random moments, the same bytes after each", kills);
 }
 
 #[test]
 fn kills_in_training_change_nothing() {
     let finished = reference();
+    let mut kills = 0;
     for (victim, count) in
         [(Victim::OneRank, trials(1)), (Victim::AllRanks, trials(1)), (Victim::Mpirun, trials(1).min(2))]
     {
         (0..count).for_each(|n| trial(&finished, "train.ce.s0", victim, n));
+        kills += count;
     }
+    figure("F2", "kills at random moments, the same bytes after each", kills);
 }
 
 /// Whether a command line is that of the process to signal.
@@ -136,4 +144,5 @@ fn a_stop_is_75_and_resume_goes_on() {
         finish(equipoise(&["resume", path.to_str().unwrap()]));
         assert_same(&results(&finished.join("run")), &results(&path), name);
     }
+    figure("F5", "ways to be told to stop, in generation", cases.len());
 }

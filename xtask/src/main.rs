@@ -1,7 +1,11 @@
 //! Developer tasks: `cargo xtask --help`.
 
 mod deps;
+mod faults;
+mod fuzz;
 mod gpu;
+mod host;
+mod oracle;
 mod quickstart;
 mod schema;
 mod setup;
@@ -34,6 +38,12 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Run the tests of every fault of tests/faults.toml; prints a line for each and writes docs/faults.md.
+    Faults(faults::Args),
+    /// Run the fuzz targets of fuzz/, one after the other.
+    Fuzz(fuzz::Args),
+    /// Regenerate our own cases of the numerical oracle from tests/oracle/scripts, and check them.
+    Oracle(oracle::Args),
     /// Random kills, preemptions and node losses over a run on a real cluster; prints goodput.
     Soak(soak::Args),
     /// On a fresh machine: set up, build, and run the main job on real images.
@@ -60,6 +70,9 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Test(args) => test::run(&args),
         Task::Deps => deps::run(),
         Task::Schema { check } => schema::run(check),
+        Task::Faults(args) => faults::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
+        Task::Oracle(args) => oracle::run(&args),
         Task::Soak(args) => soak::run(&args),
         Task::Quickstart(args) => quickstart::run(&args),
         Task::Gpu => gpu::run(),

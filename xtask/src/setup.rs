@@ -14,7 +14,7 @@ const TORCH: &str = "2.11.0";
 /// libtorch.so names these two even where no GPU is used; the other CUDA wheels (2 GB) are not needed.
 const WHEELS: [&str; 3] = ["torch==2.11.0", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"];
 /// For the tests that open our files as a Python user would.
-const PYTHON_TOOLS: [&str; 2] = ["h5py", "numpy"];
+const PYTHON_TOOLS: [&str; 4] = ["h5py", "numpy", "pillow", "webdataset"];
 
 /// Something the build or the tests need from the system.
 struct Need {
@@ -237,7 +237,7 @@ fn libtorch_version(dir: &Path) -> Option<String> {
 
 fn python_tools() -> Result<()> {
     let python = ".venv/bin/python3";
-    if shell::succeeds(python, &["-c", "import h5py, numpy"]) {
+    if shell::succeeds(python, &["-c", "import h5py, numpy, PIL, webdataset"]) {
         return Ok(());
     }
     shell::run(Command::new("python3").args(["-m", "venv", ".venv"]))?;

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that CI checks, the test runner's summary last.
 
-use crate::{deps, schema, setup, shell};
+use crate::{deps, faults, schema, setup, shell};
 use anyhow::Result;
 
 /// Which part to run.
@@ -33,5 +33,9 @@ pub fn run(args: &Args) -> Result<()> {
         false => runner.args(["test", "--workspace", "--"]).arg("--test-threads=2").args(&args.runner),
     };
     // Two cores: parallel tests and their libraries would otherwise fight for them.
+    // For `cargo xtask faults --last`.
+    let figures = faults::figures_file();
+    let _ = std::fs::remove_file(&figures);
+    runner.env(equipoise_testkit::figures::VARIABLE, figures);
     shell::run(runner.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1"))
 }

@@ -1,6 +1,6 @@
 //! Submitting what is missing of a run, as a chain of jobs that wait for each other.
 
-use super::{Desk, Live, live, owned, scripts};
+use super::{Desk, Live, job_of, live, owned, scripts};
 use crate::runner::{Run, launcher_of, shell_word, write_configuration};
 use equipoise_base::clock::{Clock, SystemClock};
 use equipoise_base::{Error, ExitCode, Identity, Result};
@@ -39,6 +39,8 @@ pub struct Placed {
 /// 69 naming the job, or the process, that owns the run; 78 with what Slurm refuses; 74 if it gives no answer.
 pub fn complete(run: &Run, fresh: bool) -> Result<Vec<Placed>> {
     run.check_identities()?;
+    // What Slurm would refuse is told before anything is written.
+    run.stages.iter().try_for_each(|stage| job_of(run, stage).map(drop))?;
     let commands = Commands::default();
     // Asked first: nothing is written where there is no Slurm.
     let max_array = query::max_array(&commands);

@@ -5,7 +5,7 @@ mod scripts;
 mod view;
 
 pub use chain::{Placed, complete};
-pub use scripts::scripts;
+pub use scripts::{job_of, scripts};
 pub use view::{JobView, View, view};
 
 use crate::runner::shell_word;

@@ -4,8 +4,28 @@ use crate::runner::{Run, environment, usable_ranks};
 use crate::steps;
 use equipoise_base::Result;
 use equipoise_config::Stage;
+use equipoise_config::slurm::Job;
 use equipoise_slurm::script::{Request, Script, render};
 use equipoise_slurm::{settings, shape};
+
+/// What a stage asks Slurm for.
+///
+/// # Errors
+/// 78 with the place of a time or a pattern that is none.
+pub fn job_of(run: &Run, stage: &Stage) -> Result<Job> {
+    let slurm = &run.resolved.recipe.slurm;
+    settings::of_stage(slurm, &stage.name).map_err(|error| {
+        let table = run.resolved.at("slurm");
+        let table = match settings::pattern_of(slurm, &stage.name, |job| job.time.is_some()) {
+            Some(pattern) => table.and_then(|slurm| slurm.get("stages")?.get(pattern)),
+            None => table,
+        };
+        match table.and_then(|table| table.get("time")) {
+            Some(time) if error.message().starts_with("slurm.time") => error.context(&time.origin),
+            _ => error,
+        }
+    })
+}
 
 /// Renders the scripts of these stages; an array has at most `max_array` tasks.
 ///
@@ -16,7 +36,7 @@ pub fn scripts(run: &Run, stages: &[&Stage], max_array: u32) -> Result<Vec<Scrip
     let environment = environment(&recipe.run)?;
     let front_end = steps::front_end()?;
     let script = |stage: &&Stage| {
-        let job = settings::of_stage(&recipe.slurm, &stage.name)?;
+        let job = job_of(run, stage)?;
         let program = match (stage.kind.program(), &job.container) {
             (None, _) => None,
             (Some(program), None) => Some(steps::find(program)?),

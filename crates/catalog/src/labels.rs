@@ -1,7 +1,7 @@
 //! Labels alone, from files and listings: what planning on a login node needs. No image is decoded.
 
 use crate::source::Source;
-use crate::{Grouped, folder, list};
+use crate::{Grouped, folder, list, webdataset};
 use equipoise_base::{Error, ExitCode, Result, ResultExt, ensure};
 use flate2::read::GzDecoder;
 use std::io::Read;
@@ -17,6 +17,7 @@ pub fn read(source: &Source) -> Result<Vec<u32>> {
         Source::Cifar10 { files } => cifar_labels(files, 3073, 0),
         Source::Cifar100 { files } => cifar_labels(files, 3074, 1),
         Source::Folder { path } => Ok(folder::scan(path)?.images.iter().map(|image| image.label).collect()),
+        Source::Webdataset { path } => Ok(webdataset::scan(path)?.iter().map(|image| image.label).collect()),
         Source::List { file, root } => Ok(list::read(file, root)?.iter().map(|image| image.label).collect()),
         Source::GroupList { .. } | Source::Metadata { .. } => {
             let files = Grouped::read(source)?.unwrap_or_default().files;

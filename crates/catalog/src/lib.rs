@@ -14,6 +14,7 @@ pub mod select;
 pub mod shots;
 pub mod source;
 mod text;
+pub mod webdataset;
 
 pub use groups::{Grouped, Groups};
 pub use list::LabeledPath;

@@ -30,6 +30,11 @@ pub enum Source {
         /// The folder.
         path: PathBuf,
     },
+    /// Archives of the webdataset library: samples with a JPEG or PNG file and a `.cls` file.
+    Webdataset {
+        /// A tar file, or a folder of them, which are then read in the order of their names.
+        path: PathBuf,
+    },
     /// A text file of `path label` lines, as ImageNet-LT.
     List {
         /// The list.
@@ -66,6 +71,7 @@ impl Source {
             Self::Cifar10 { files } => Self::Cifar10 { files: files.into_iter().map(place).collect() },
             Self::Cifar100 { files } => Self::Cifar100 { files: files.into_iter().map(place).collect() },
             Self::Folder { path } => Self::Folder { path: place(path) },
+            Self::Webdataset { path } => Self::Webdataset { path: place(path) },
             Self::List { file, root: images } => Self::List { file: place(file), root: place(images) },
             Self::GroupList { file, root: images } => {
                 Self::GroupList { file: place(file), root: place(images) }
@@ -81,12 +87,10 @@ impl Source {
         match self {
             Self::Idx { images, labels } => vec![images, labels],
             Self::Cifar10 { files } | Self::Cifar100 { files } => files.iter().collect(),
-            Self::Folder { path } => vec![path],
+            Self::Folder { path } | Self::Webdataset { path } => vec![path],
             Self::List { file, root }
             | Self::GroupList { file, root }
-            | Self::Metadata { file, root, .. } => {
-                vec![file, root]
-            }
+            | Self::Metadata { file, root, .. } => vec![file, root],
         }
     }
 }
@@ -101,6 +105,6 @@ mod tests {
         let folder = parse(r#"{"format": "folder", "path": "photos"}"#).unwrap();
         assert_eq!(folder, Source::Folder { path: "photos".into() });
         assert!(parse(r#"{"format": "folder", "path": "photos", "root": "."}"#).is_err());
-        assert!(parse(r#"{"format": "webdataset", "path": "photos"}"#).is_err());
+        assert!(parse(r#"{"format": "zip", "path": "photos"}"#).is_err());
     }
 }

@@ -1,15 +1,17 @@
 //! Compares a configuration with the schema; finds everything that is wrong, not only the first thing.
 
-use crate::nearest::hint;
+use crate::nearest::{hint, nearest};
 use crate::problem::Problems;
 use crate::schema::{Expected, Schema, Table};
+use crate::source::{Layer, Origin};
 use crate::tree::{Data, Entry, Node};
 use serde_json::{Map, Number, Value};
 
 /// Checks `root` and writes whole numbers as floats where the schema wants numbers, so that `1` and `1.0` are the
 /// same configuration.
 pub fn check(schema: &Schema, root: &mut Node) -> Problems {
-    let mut checker = Checker { schema, problems: Problems::default() };
+    let mut checker =
+        Checker { schema, root: root.origin.clone(), problems: Problems::default(), seen: Vec::new() };
     checker.value(schema.root(), root, "");
     checker.problems
 }
@@ -19,7 +21,11 @@ const PATTERNS: &str = "slurm.stages";
 
 struct Checker<'s> {
     schema: &'s Schema,
+    /// Where the configuration begins: in the recipe, if there is one.
+    root: Origin,
     problems: Problems,
+    /// Place and kind of the problems so far.
+    seen: Vec<(Origin, String)>,
 }
 
 impl<'s> Checker<'s> {
@@ -31,6 +37,15 @@ impl<'s> Checker<'s> {
             Expected::Table(table) => self.table(&table, node, path),
             Expected::Plain(map) => self.plain(map, node, path),
             Expected::Tag(tag, values) => self.tag(tag, &values, node, path),
+            Expected::Untagged(tag, values) => {
+                let given = node.as_str().unwrap_or_default();
+                let like = nearest(given, values.iter().copied()).or(values.first().copied());
+                let example = like.map(|value| format!("; such as {{ {tag} = '{value}' }}"));
+                let valid = values.join(", ");
+                let what =
+                    format!("must be a table, not a string{} (valid: {valid})", example.unwrap_or_default());
+                self.wrong(node, path, &what);
+            }
             Expected::Types(types) => {
                 let mut wanted: Vec<&str> = types.into_iter().map(type_name).collect();
                 wanted.dedup();
@@ -40,7 +55,15 @@ impl<'s> Checker<'s> {
     }
 
     fn wrong(&mut self, node: &Node, path: &str, what: &str) {
-        self.problems.push(Some(&node.origin), format!("{path} {what}"));
+        self.once(&node.origin, what, format!("{path} {what}"));
+    }
+
+    /// A problem, unless what is inherited has shown it already: the same thing is wrong at the same place.
+    fn once(&mut self, origin: &Origin, what: &str, message: String) {
+        if !self.seen.iter().any(|(place, known)| place == origin && known == what) {
+            self.seen.push((origin.clone(), what.to_string()));
+            self.problems.push(Some(origin), message);
+        }
     }
 
     fn one_of(&mut self, values: &[&Value], node: &Node, path: &str) {
@@ -51,7 +74,7 @@ impl<'s> Checker<'s> {
         let names: Vec<String> = values.iter().map(|value| plain_text(value)).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let text = plain_text(&given);
-        self.problems.push(Some(&node.origin), format!("{path} cannot be '{text}'{}", hint(&text, &names)));
+        self.wrong(node, path, &format!("cannot be '{text}'{}", hint(&text, &names)));
     }
 
     fn tag(&mut self, tag: &str, values: &[&str], node: &Node, path: &str) {
@@ -59,7 +82,7 @@ impl<'s> Checker<'s> {
             Some(given) => {
                 let text = plain_text(&given.to_value());
                 let message = format!("{path}.{tag} cannot be '{text}'{}", hint(&text, values));
-                self.problems.push(Some(&given.origin), message);
+                self.once(&given.origin, tag, message);
             }
             None => self.wrong(node, path, &format!("needs a key '{tag}' (valid: {})", values.join(", "))),
         }
@@ -91,13 +114,13 @@ impl<'s> Checker<'s> {
             .filter(|key| node.get(key).is_none())
             .map(|key| format!("'{key}'"))
             .collect();
-        match missing.as_slice() {
-            [] => {}
-            [key] => self.problems.push(Some(&node.origin), format!("key {key} is missing in {place}")),
-            keys => {
-                let message = format!("keys {} are missing in {place}", keys.join(", "));
-                self.problems.push(Some(&node.origin), message);
-            }
+        // A table that only the defaults have is not where anybody can add a key.
+        let origin = if node.origin.source.layer == Layer::Default { &self.root } else { &node.origin };
+        let (origin, all) = (origin.clone(), missing.join(", "));
+        match missing.len() {
+            0 => {}
+            1 => self.once(&origin, &all, format!("key {all} is missing in {place}")),
+            _ => self.once(&origin, &all, format!("keys {all} are missing in {place}")),
         }
         for Entry { key, origin, node } in entries_mut(node) {
             match table.properties.get(key.as_str()) {
@@ -108,7 +131,7 @@ impl<'s> Checker<'s> {
                 None if table.closed => {
                     let valid: Vec<&str> = table.properties.keys().map(String::as_str).collect();
                     let message = format!("unknown key '{key}' in {place}{}", hint(key, &valid));
-                    self.problems.push(Some(origin), message);
+                    self.once(origin, "unknown", message);
                 }
                 None => {}
             }
@@ -131,7 +154,8 @@ impl<'s> Checker<'s> {
                     || limit("maxItems").is_some_and(|most| count > most)
                 {
                     let wanted = bounds(limit("minItems"), limit("maxItems"));
-                    self.wrong(node, path, &format!("must have {wanted} items, not {count}"));
+                    let items = if wanted.ends_with(" 1") || wanted == "1" { "item" } else { "items" };
+                    self.wrong(node, path, &format!("must have {wanted} {items}, not {count}"));
                 }
             }
             Data::Scalar(Value::String(text)) if text.is_empty() && limit("minLength") > Some(0.0) => {

@@ -42,10 +42,20 @@ pub fn site_and_user_files() -> Vec<(Layer, PathBuf)> {
 /// 78 if it cannot be read; what is wrong inside is in the parsed layer.
 pub fn file_layer(layer: Layer, path: &Path) -> Result<Parsed> {
     let bytes = std::fs::read(path).map_err(|error| Error::config(format!("{}: {error}", path.display())))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|error| Error::config(format!("{}: not UTF-8 text: {error}", path.display())))?;
+    let text = match std::str::from_utf8(&bytes) {
+        Ok(text) => text,
+        Err(error) => return Ok(Err(no_text(layer, path, &bytes, error.valid_up_to()))),
+    };
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok(parse(layer, &path.display().to_string(), dir, &text))
+    Ok(parse(layer, &path.display().to_string(), dir, text))
+}
+
+/// The byte at `offset` of a file is no text.
+fn no_text(layer: Layer, path: &Path, bytes: &[u8], offset: usize) -> Problems {
+    let source = Arc::new(Source { layer, name: path.display().to_string(), dir: ".".into() });
+    let before = String::from_utf8_lossy(&bytes[..offset]);
+    let message = format!("byte 0x{:02x} is not UTF-8 text: save the file as UTF-8", bytes[offset]);
+    Problems::one(Some(&Origin::at(&source, &before, offset)), message)
 }
 
 /// Reads `--set key=value`; a value that is no TOML is taken as a string.

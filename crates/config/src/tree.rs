@@ -44,7 +44,9 @@ impl Node {
         let mut problems = Problems::default();
         for error in errors {
             let origin = Origin::at(source, text, error.span().map_or(0, |span| span.start));
-            problems.push(Some(&origin), error.message().replace('\n', " "));
+            let message = error.message().replace('\n', " ");
+            let what = error.span().and_then(|span| text.get(span)).filter(|_| message == "duplicate key");
+            problems.push(Some(&origin), what.map_or(message.clone(), |key| format!("{message} '{key}'")));
         }
         if !problems.is_empty() {
             return Err(problems);
@@ -109,7 +111,7 @@ impl Node {
             Data::List(_) => "a list",
             Data::Scalar(Value::String(_)) => "a string",
             Data::Scalar(Value::Bool(_)) => "a boolean",
-            Data::Scalar(Value::Number(number)) if number.is_f64() => "a number",
+            Data::Scalar(Value::Number(number)) if number.is_f64() => "a decimal number",
             Data::Scalar(_) => "an integer",
         }
     }

@@ -164,11 +164,11 @@ fn all_problems_are_reported_at_once() {
     for expected in [
         "my.toml:5:8: run.seed must be at least 0, not -1",
         "my.toml:6:10: run.device cannot be 'gpu'; did you mean 'cpu'? (valid: auto, cpu, cuda)",
-        "my.toml:7:9: run.ranks must be an integer, not a number",
+        "my.toml:7:9: run.ranks must be an integer, not a decimal number",
         "my.toml:8:1: unknown key 'speed' in [run]; did you mean 'seed'?",
         "my.toml:33:9: arms.plain.steps must be at least 1, not 0",
         "my.toml:34:13: arms.plain.precision cannot be 'bf61'; did you mean 'bf16'?",
-        "my.toml:37:13: grid.cfg_scale must have at least 1 items, not 0",
+        "my.toml:37:13: grid.cfg_scale must have at least 1 item, not 0",
         "key 'images' is missing in [grid]",
     ] {
         assert!(message.contains(expected), "{expected}\n---\n{message}");

@@ -6,6 +6,7 @@ use crate::resize::resize_and_crop;
 use crate::{Image, ImageRef, ImageSet, ImageSource};
 use equipoise_base::{Error, Result, bail};
 use equipoise_catalog::LabeledPath;
+use equipoise_catalog::webdataset::Member;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -78,6 +79,54 @@ pub struct Files {
 /// # Errors
 /// 74 when a file cannot be opened or read, 65 when more files are bad than the policy allows, 78 for a size of 0.
 pub fn read_files(list: &[LabeledPath], config: &FilesConfig) -> Result<Files> {
+    decode_all(list, config)
+}
+
+/// [`read_files`] for images in webdataset archives.
+///
+/// # Errors
+/// As [`read_files`].
+pub fn read_members(list: &[Member], config: &FilesConfig) -> Result<Files> {
+    decode_all(list, config)
+}
+
+/// The encoded bytes of an image, wherever they lie, and its class.
+trait Encoded: Sync {
+    fn label(&self) -> u32;
+    fn read(&self) -> Result<Vec<u8>>;
+    /// What messages call it.
+    fn path(&self) -> PathBuf;
+}
+
+impl Encoded for LabeledPath {
+    fn label(&self) -> u32 {
+        self.label
+    }
+
+    fn read(&self) -> Result<Vec<u8>> {
+        std::fs::read(&self.path).map_err(|error| Error::io("read", &self.path, error))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.path.clone()
+    }
+}
+
+impl Encoded for Member {
+    fn label(&self) -> u32 {
+        self.label
+    }
+
+    fn read(&self) -> Result<Vec<u8>> {
+        self.read()
+    }
+
+    fn path(&self) -> PathBuf {
+        self.path()
+    }
+}
+
+fn decode_all(list: &[impl Encoded], config: &FilesConfig) -> Result<Files> {
     let FilesConfig { size, channels, .. } = *config;
     if size == 0 || !matches!(channels, 1 | 3) {
         bail!(Config, "size {size} with {channels} channels: the size must be positive, channels 1 or 3");
@@ -92,7 +141,7 @@ pub fn read_files(list: &[LabeledPath], config: &FilesConfig) -> Result<Files> {
             match outcome {
                 Ok(image) => {
                     pixels.extend_from_slice(&image.pixels);
-                    labels.push(entries[offset].label);
+                    labels.push(entries[offset].label());
                     files.positions.push(chunk * CHUNK + offset);
                 }
                 Err(bad) => files.bad.push(bad),
@@ -111,11 +160,11 @@ const CHUNK: usize = 1024;
 type Decoded = std::result::Result<Image, BadImage>;
 
 /// The outer error ends the stage, the inner one leaves the file out.
-fn read_file(entry: &LabeledPath, config: &FilesConfig) -> Result<Decoded> {
-    let bytes = std::fs::read(&entry.path).map_err(|error| Error::io("read", &entry.path, error))?;
+fn read_file(entry: &impl Encoded, config: &FilesConfig) -> Result<Decoded> {
+    let bytes = entry.read()?;
     let image = decode(&bytes, config.channels, &config.limits);
     let resized = image.map(|image| resize_and_crop(image.view(), config.size, config.filter));
-    Ok(resized.map_err(|error| BadImage { path: entry.path.clone(), reason: error.message().to_owned() }))
+    Ok(resized.map_err(|error| BadImage { path: entry.path(), reason: error.message().to_owned() }))
 }
 
 /// Files decoded anew at each visit, at their full size: for sets that do not fit into memory.

@@ -1,9 +1,9 @@
 //! One door for every source: from a [`Source`] to images in memory.
 
-use crate::files::{BadImage, FilesConfig, read_files};
+use crate::files::{BadImage, Files, FilesConfig, read_files, read_members};
 use crate::{ImageSet, cifar, idx};
 use equipoise_base::Result;
-use equipoise_catalog::{Grouped, LabeledPath, Source, counts, folder, list};
+use equipoise_catalog::{Grouped, Source, counts, folder, list, webdataset};
 
 /// How a source is read. IDX and CIFAR images keep their own size and channels.
 pub type ReadConfig = FilesConfig;
@@ -34,21 +34,20 @@ pub fn read(source: &Source, config: &ReadConfig, classes: usize) -> Result<Spli
 /// # Errors
 /// As [`read`].
 pub fn read_some(source: &Source, config: &ReadConfig, classes: usize, most: usize) -> Result<Split> {
-    let some = |files: Vec<LabeledPath>| {
-        let every = files.len().div_ceil(most.max(1)).max(1);
-        files.into_iter().step_by(every).collect::<Vec<_>>()
-    };
     let split = match source {
         Source::Idx { images, labels } => whole(idx::read(images, labels)?),
         Source::Cifar10 { files } => whole(cifar::read(files, cifar::Records::Cifar10)?),
         Source::Cifar100 { files } => whole(cifar::read(files, cifar::Records::Cifar100)?),
         Source::Folder { path } => {
             let found = folder::scan(path)?;
-            Split { classes: Some(found.classes), ..decoded(&some(found.images), config)? }
+            let files = read_files(&spread(found.images, most), config)?;
+            Split { classes: Some(found.classes), ..decoded(files) }
         }
-        Source::List { file, root } => decoded(&some(list::read(file, root)?), config)?,
+        Source::Webdataset { path } => decoded(read_members(&spread(webdataset::scan(path)?, most), config)?),
+        Source::List { file, root } => decoded(read_files(&spread(list::read(file, root)?, most), config)?),
         Source::GroupList { .. } | Source::Metadata { .. } => {
-            decoded(&some(Grouped::read(source)?.unwrap_or_default().files), config)?
+            let files = Grouped::read(source)?.unwrap_or_default().files;
+            decoded(read_files(&spread(files, most), config)?)
         }
     };
     let named = source.paths().first().map(|path| path.display().to_string()).unwrap_or_default();
@@ -56,13 +55,18 @@ pub fn read_some(source: &Source, config: &ReadConfig, classes: usize, most: usi
     Ok(split)
 }
 
+/// About `most` of all, evenly spread.
+fn spread<T>(all: Vec<T>, most: usize) -> Vec<T> {
+    let every = all.len().div_ceil(most.max(1)).max(1);
+    all.into_iter().step_by(every).collect()
+}
+
 fn whole(images: ImageSet) -> Split {
     Split { positions: (0..images.labels.len()).collect(), images, ..Split::default() }
 }
 
-fn decoded(files: &[LabeledPath], config: &ReadConfig) -> Result<Split> {
-    let files = read_files(files, config)?;
-    Ok(Split { images: files.images, positions: files.positions, classes: None, bad: files.bad })
+fn decoded(files: Files) -> Split {
+    Split { images: files.images, positions: files.positions, classes: None, bad: files.bad }
 }
 
 #[cfg(test)]

@@ -67,18 +67,20 @@ impl Manifest {
         Ok(text.replacen(NO_HASH, &hex(xxh3(text.as_bytes())), 1))
     }
 
-    /// The manifest in this text, or what is wrong with it.
-    fn from_text(text: &[u8]) -> Result<Manifest, String> {
-        let manifest: Manifest =
-            serde_json::from_slice(text).map_err(|error| format!("{MANIFEST}: {error}"))?;
+    /// The manifest in this text, or why there is none.
+    fn from_text(text: &[u8]) -> Result<Manifest, Unusable> {
+        let damaged = |error: serde_json::Error| Unusable::Damaged(format!("{MANIFEST}: {error}"));
+        let value: Value = serde_json::from_slice(text).map_err(damaged)?;
+        let hash = value["manifest_xxh3"].as_str().unwrap_or_default();
         let text = String::from_utf8_lossy(text);
-        let blank = text.replacen(&manifest.manifest_xxh3, NO_HASH, 1);
-        if hex(xxh3(blank.as_bytes())) != manifest.manifest_xxh3 {
-            return Err(format!("{MANIFEST}: was edited or damaged"));
+        let blank = text.replacen(hash, NO_HASH, 1);
+        if hex(xxh3(blank.as_bytes())) != hash {
+            return Err(Unusable::Damaged(format!("{MANIFEST}: was edited or damaged")));
         }
-        match manifest.version {
-            VERSION => Ok(manifest),
-            other => Err(format!("{MANIFEST}: version {other}, and this program reads version {VERSION}")),
+        // Only of a whole text: damage must not be taken for another release's work.
+        match value["version"].as_u64() {
+            Some(version) if version > VERSION.into() => Err(Unusable::Newer(version)),
+            _ => serde_json::from_value(value).map_err(damaged),
         }
     }
 
@@ -86,6 +88,14 @@ impl Manifest {
     fn holds_the_same(&self, other: &Manifest) -> bool {
         (self.step, &self.identity, &self.files) == (other.step, &other.identity, &other.files)
     }
+}
+
+/// Why a manifest cannot be used.
+enum Unusable {
+    /// What is wrong with it.
+    Damaged(String),
+    /// It is whole, and its version is of a later release.
+    Newer(u64),
 }
 
 fn hex(hash: u64) -> String {
@@ -223,7 +233,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// 74 if a file cannot be read for another reason than that it is missing: a file system that is briefly away
-    /// must not cost a checkpoint. 69 if a rename is due and the lease is lost.
+    /// must not cost a checkpoint. 69 if a rename is due and the lease is lost. 78 if a later release wrote it.
     pub fn latest_valid(&self, on_corrupt: &mut dyn FnMut(&Path, &str)) -> Result<Option<Checkpoint>> {
         for step in self.steps()?.into_iter().rev() {
             match self.verify(step)? {
@@ -240,7 +250,8 @@ impl Checkpoints {
     /// Reads and hashes every file of a checkpoint; the inner error says what is wrong with it.
     ///
     /// # Errors
-    /// 74 if a file cannot be read for another reason than that it is missing.
+    /// 74 if a file cannot be read for another reason than that it is missing; 78 if a later release wrote it, which is
+    /// no damage.
     pub fn verify(&self, step: u64) -> Result<Result<Checkpoint, String>> {
         let path = self.path(step);
         let Some(text) = self.read_if_exists(&path.join(MANIFEST))? else {
@@ -251,7 +262,16 @@ impl Checkpoints {
                 return Ok(Err(format!("{MANIFEST} is of step {}", manifest.step)));
             }
             Ok(manifest) => manifest,
-            Err(reason) => return Ok(Err(reason)),
+            Err(Unusable::Damaged(reason)) => return Ok(Err(reason)),
+            Err(Unusable::Newer(version)) => {
+                let message = format!(
+                    "{}: written by a later release of Equipoise (checkpoint version {version}; this one reads {VERSION})",
+                    path.display()
+                );
+                return Err(
+                    Error::config(message).next("resume with that release, or move the checkpoint away")
+                );
+            }
         };
         for entry in &manifest.files {
             match self.read_if_exists(&path.join(&entry.name))? {

@@ -65,7 +65,11 @@ struct State {
     syncs: usize,
     max_bytes: Option<u64>,
     max_inodes: Option<u64>,
+    observer: Option<Observer>,
 }
+
+/// Told of every call before it is made: on the stack of whoever makes it.
+type Observer = Arc<dyn Fn(Call) + Send + Sync>;
 
 struct FaultFile {
     fs: FaultFs,
@@ -150,6 +154,12 @@ impl FaultFs {
         self.state().max_inodes = limit;
     }
 
+    /// Lets `observer` know of every call before it is made, on the caller's stack; what it does to the disk is what
+    /// another process does at that moment.
+    pub fn observe(&self, observer: Arc<dyn Fn(Call) + Send + Sync>) {
+        self.state().observer = Some(observer);
+    }
+
     /// Bytes, and files and directories, in use.
     pub fn used(&self) -> (u64, u64) {
         self.state().disk.used()
@@ -157,6 +167,11 @@ impl FaultFs {
 
     /// Counts a call and applies the faults that are due.
     fn enter(&self, call: Call, path: &Path) -> Result<MutexGuard<'_, State>, (MutexGuard<'_, State>, i32)> {
+        // Not while the disk is locked: the observer may change it.
+        let observer = self.state().observer.clone();
+        if let Some(observer) = observer {
+            observer(call);
+        }
         let mut state = self.state();
         let index = state.calls.len();
         state.calls.push((call, path.to_path_buf()));

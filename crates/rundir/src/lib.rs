@@ -15,11 +15,13 @@
 //! | [`scratch`], [`space`] | what is unfinished and its removal; room for the plan |
 //! | [`signals`] | the end of the job |
 //! | [`vfs`], [`real`], [`fault`] | the file system behind a trait: the real one, and one that crashes on demand |
+//! | [`failpoint`] | where a test can end a real process |
 
 mod acquire;
 pub mod checkpoint;
 pub mod commit;
 mod disk;
+pub mod failpoint;
 pub mod fault;
 pub mod identity;
 pub mod journal;

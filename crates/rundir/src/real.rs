@@ -1,35 +1,49 @@
 //! The file system of the operating system.
 #![allow(clippy::disallowed_methods)] // The one place where files are really made.
 
+use crate::failpoint::pass;
 use crate::vfs::{Entry, Metadata, Space, Vfs, VfsFile};
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write as _};
 use std::os::fd::IntoRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The file system of the operating system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealFs;
 
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl RealFile {
+    fn open(file: File, path: &Path) -> Box<dyn VfsFile> {
+        Box::new(Self { file, path: path.to_path_buf() })
+    }
+}
 
 impl VfsFile for RealFile {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all(bytes)
+        pass("write_all", &self.path)?;
+        self.file.write_all(bytes)
     }
 
     fn set_len(&mut self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        pass("set_len", &self.path)?;
+        self.file.set_len(len)
     }
 
     fn sync_data(&mut self) -> io::Result<()> {
-        self.0.sync_data()
+        pass("sync_data", &self.path)?;
+        self.file.sync_data()
     }
 
     fn close(self: Box<Self>) -> io::Result<()> {
-        let descriptor = self.0.into_raw_fd();
+        pass("close", &self.path)?;
+        let descriptor = self.file.into_raw_fd();
         // SAFETY: `into_raw_fd` gave up ownership, so this is the only close of the descriptor.
         match unsafe { libc::close(descriptor) } {
             0 => Ok(()),
@@ -40,11 +54,13 @@ impl VfsFile for RealFile {
 
 impl Vfs for RealFs {
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn VfsFile>> {
-        Ok(Box::new(RealFile(File::create_new(path)?)))
+        pass("create_new", path)?;
+        Ok(RealFile::open(File::create_new(path)?, path))
     }
 
     fn append(&self, path: &Path) -> io::Result<Box<dyn VfsFile>> {
-        Ok(Box::new(RealFile(OpenOptions::new().append(true).create(true).open(path)?)))
+        pass("append", path)?;
+        Ok(RealFile::open(OpenOptions::new().append(true).create(true).open(path)?, path))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>> {
@@ -52,22 +68,27 @@ impl Vfs for RealFs {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        pass("rename", to)?;
         fs::rename(from, to)
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
+        pass("remove_file", path)?;
         fs::remove_file(path)
     }
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        pass("remove_dir_all", path)?;
         fs::remove_dir_all(path)
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
+        pass("create_dir", path)?;
         fs::create_dir(path)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        pass("sync_dir", path)?;
         match File::open(path)?.sync_all() {
             // Some network and FUSE file systems cannot sync a directory; their servers order names themselves.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP)) => Ok(()),

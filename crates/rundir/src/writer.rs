@@ -5,7 +5,7 @@ use crate::signals;
 use equipoise_base::clock::Clock;
 use equipoise_base::{Error, ExitCode, Result, ResultExt as _};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -74,6 +74,24 @@ impl CheckpointWriter {
         Ok(())
     }
 
+    /// Looks whether the snapshot in flight has been written, without waiting for it.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait), once.
+    pub fn poll(&mut self) -> Result<()> {
+        if !self.in_flight {
+            return Ok(());
+        }
+        let result = match self.results.try_recv() {
+            Err(TryRecvError::Empty) => return Ok(()),
+            Err(TryRecvError::Disconnected) => Err(ended()),
+            Ok(result) => result,
+        };
+        self.in_flight = false;
+        self.longest = self.longest.max(result?);
+        Ok(())
+    }
+
     /// Whether a snapshot may still be being written: a rank that fails waits for it to end.
     pub fn is_in_flight(&self) -> bool {
         self.in_flight
@@ -128,6 +146,25 @@ mod tests {
         writer.submit(snapshot(6)).unwrap();
         drop(writer);
         assert_eq!(checkpoints.steps().unwrap(), [5, 6], "dropping finishes what was submitted");
+    }
+
+    #[test]
+    fn an_error_surfaces_without_another_snapshot() {
+        let fs = FaultFs::new();
+        let checkpoints = Checkpoints::new(Arc::new(fs.clone()), "/ckpt", None);
+        let mut writer = CheckpointWriter::start(checkpoints, 2, Arc::new(SystemClock::default())).unwrap();
+        writer.poll().unwrap();
+        fs.limit_bytes(Some(50));
+        writer.submit(snapshot(1)).unwrap();
+        let error = loop {
+            if let Err(error) = writer.poll() {
+                break error;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(error.code(), ExitCode::Io);
+        assert!(!writer.is_in_flight());
+        writer.poll().unwrap();
     }
 
     #[test]

@@ -10,6 +10,7 @@ use equipoise_base::rng::Key;
 use equipoise_rundir::commit_bytes;
 use equipoise_rundir::fault::{Call, FaultFs, Survivors};
 use equipoise_rundir::vfs::Vfs as _;
+use equipoise_testkit::figure;
 use std::path::Path;
 
 const ERRORS: [i32; 4] = [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::EMFILE];
@@ -74,6 +75,7 @@ fn a_failure_of_any_call_is_reported_or_harmless_and_the_next_try_succeeds() {
         }
     }
     assert!(reported > 400, "{reported}");
+    figure("F7", "failed calls reported, then made up for", reported);
 }
 
 #[test]
@@ -95,6 +97,7 @@ fn a_disk_that_is_full_after_any_byte_keeps_the_old_file() {
     fs.limit_bytes(None);
     commit_bytes(&fs, path, new, None).unwrap();
     assert_eq!(fs.read(path).unwrap(), new);
+    figure("F7", "byte counts of a full disk, JSON", new.len());
 }
 
 #[test]

@@ -11,6 +11,7 @@ use equipoise_rundir::fault::FaultFs;
 use equipoise_rundir::lease::{Lease, LeaseGuard, LeaseRequest, Owner, Released, recorded_owner};
 use equipoise_rundir::vfs::Vfs as _;
 use equipoise_rundir::{Checkpoints, Journal, Process, RealFs, commit_bytes};
+use equipoise_testkit::figure;
 use serde_json::json;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -64,6 +65,7 @@ fn a_silent_owner_on_another_host_is_replaced_after_two_periods() {
     assert_eq!(clock.monotonic(), PERIOD * 2);
     let from = lease.takeover().unwrap().from.clone().unwrap();
     assert_eq!((from.job.as_deref(), from.attempt, lease.attempt()), (Some("1"), 1, 2));
+    figure("F12", "heartbeats until a silent owner is replaced", clock.monotonic().div_duration_f64(PERIOD));
 }
 
 #[test]
@@ -202,6 +204,7 @@ fn a_live_owner_stays_however_wrong_the_clocks_are() {
         );
         owner.guard().check().unwrap();
     }
+    figure("F15", "wrong clocks, none of which stole a lock", 7);
 }
 
 /// A contender that was itself asleep has not watched for two periods just because its clock says so.
@@ -276,6 +279,7 @@ fn a_replaced_owner_can_no_longer_write_anything() {
     assert!(paused.beat().is_err(), "its heartbeat does not reach the new generation");
     assert!(paused.hand_over("1").is_err());
     assert_eq!(tree(&fs, Path::new("/run")), before);
+    figure("F14", "ways to write, all closed to a replaced owner", 10);
     lease.guard().check().unwrap();
     assert_eq!(checkpoints(&fs).steps().unwrap(), [1, 2]);
 }
@@ -339,6 +343,7 @@ fn of_a_hundred_contenders_exactly_one_wins() {
     });
     let (won, lost): (Vec<_>, Vec<_>) = results.into_iter().partition(|result| result.is_ok());
     assert_eq!((won.len(), lost.len()), (1, 99));
+    figure("F13", "winners of 100 contenders", won.len());
     let winner = won.into_iter().next().unwrap().unwrap();
     winner.guard().check().unwrap();
     for error in lost.into_iter().filter_map(Result::err) {

@@ -11,6 +11,7 @@ use equipoise_base::rng::Key;
 use equipoise_rundir::Stage;
 use equipoise_rundir::fault::{FaultFs, Survivors};
 use equipoise_rundir::lease::LeaseRequest;
+use equipoise_testkit::figure;
 use std::collections::BTreeSet;
 
 /// Random subsets per call, besides all and nothing.
@@ -55,11 +56,12 @@ fn a_power_loss_anywhere_leaves_the_state_before_or_the_state_after() {
         points += check(&case, None).unwrap_or_else(|found| panic!("{}: {found}", case.name));
     }
     assert!(points > 150, "only {points} points: the cases have lost their calls");
+    figure("F3", "power cuts", format!("{points} points x {} subsets", SUBSETS + 2));
 }
 
 #[test]
 fn without_any_one_sync_it_does_not() {
-    let mut unproved = Vec::new();
+    let (mut unproved, mut noticed) = (Vec::new(), 0);
     for case in cases() {
         let (fs, act) = case.start();
         let first = fs.syncs();
@@ -67,7 +69,7 @@ fn without_any_one_sync_it_does_not() {
         for sync in 0..fs.syncs() - first {
             let excused = case.proved_elsewhere.iter().find(|(index, _)| *index == sync);
             match (check(&case, Some(sync)), excused) {
-                (Err(_), None) => {}
+                (Err(_), None) => noticed += 1,
                 (Ok(_), Some((_, by))) => assert!(cases().iter().any(|case| case.name == *by), "{by}"),
                 (Ok(_), None) => unproved.push(format!("{}: nothing needs sync {sync}", case.name)),
                 (Err(_), Some(_)) => unproved.push(format!("{}: sync {sync} is proved here", case.name)),
@@ -75,6 +77,8 @@ fn without_any_one_sync_it_does_not() {
         }
     }
     assert!(unproved.is_empty(), "{unproved:#?}");
+    assert!(noticed > 20, "only {noticed} syncs were left out");
+    figure("F3", "left-out syncs noticed", format!("{noticed} of {noticed}"));
 }
 
 /// Opening a stage is several commits, so states between are legal; what counts is that it always opens again, with

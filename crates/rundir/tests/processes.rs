@@ -8,6 +8,7 @@ use equipoise_base::rng::Key;
 use equipoise_rundir::lease::{Lease, LeaseRequest, Released};
 use equipoise_rundir::vfs::Vfs as _;
 use equipoise_rundir::{RealFs, commit_bytes};
+use equipoise_testkit::figure;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -122,6 +123,7 @@ fn an_owner_paused_through_a_takeover_is_refused_when_it_wakes() {
     assert_eq!(child.wait().unwrap().code(), Some(ExitCode::Owned.status()));
     assert_eq!(RealFs.read(&path).unwrap(), b"new owner");
     lease.guard().check().unwrap();
+    figure("F14", "commits of a process stopped through a takeover", 0);
 }
 
 #[test]

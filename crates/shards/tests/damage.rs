@@ -9,6 +9,7 @@ use equipoise_base::{Error, ExitCode};
 use equipoise_shards::{
     Codec, Depth, Expect, Features, GUARD_LEN, ImageShard, Packed, ShardReader, Spread, Statistics, verify,
 };
+use equipoise_testkit::figure;
 use std::path::Path;
 
 /// Everything that can open a file, none of which may crash; the deep verdict is returned.
@@ -26,6 +27,9 @@ fn try_all(path: &Path) -> Result<(), Error> {
     let _ = Statistics::read(path);
     verify(path, Depth::Deep, &Expect::default()).map(drop)
 }
+
+/// Flipped bits for each of the five files.
+const FLIPS: u64 = 200;
 
 fn assert_names(error: &Error, path: &Path) {
     assert_eq!(error.code(), ExitCode::BadData, "{error}");
@@ -45,16 +49,19 @@ fn files() -> Vec<Vec<u8>> {
 #[test]
 fn every_truncation_is_found() {
     let (_guard, path) = scratch("t.h5");
+    let mut cuts = 0;
     for bytes in files() {
         let ends = (0..bytes.len()).step_by(4096).chain([1, 9, 511, 512, 513, 600, bytes.len() - 1]);
         for end in ends {
             std::fs::write(&path, &bytes[..end]).unwrap();
             assert_names(&try_all(&path).unwrap_err(), &path);
             assert!(ImageShard::from_bytes("memory", &bytes[..end]).is_err());
+            cuts += 1;
         }
         std::fs::write(&path, [&bytes[..], b"x"].concat()).unwrap();
         assert_names(&try_all(&path).unwrap_err(), &path);
     }
+    figure("F9", "truncations found", cuts);
 }
 
 #[test]
@@ -62,7 +69,7 @@ fn every_flipped_bit_is_found() {
     let (_guard, path) = scratch("f.h5");
     for (number, bytes) in files().into_iter().enumerate() {
         let mut stream = Key::new(9, "flips").index(number as u64).stream();
-        for _ in 0..200 {
+        for _ in 0..FLIPS {
             let bit = stream.below(bytes.len() as u64 * 8) as usize;
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -71,6 +78,7 @@ fn every_flipped_bit_is_found() {
             assert_names(&error, &path);
         }
     }
+    figure("F9", "flipped bits found", format!("{} of {}", 5 * FLIPS, 5 * FLIPS));
 }
 
 /// As above with a guard that vouches for the damage, so that HDF5 and the structure checks are on their own.
@@ -92,6 +100,7 @@ fn damage_behind_a_forged_guard_never_crashes() {
             }
         }
     }
+    figure("F9", "forged files without a crash", 5 * 150);
 }
 
 /// Without any guard's help, a flip in a stored image is found by its own checksum.

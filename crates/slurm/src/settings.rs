@@ -22,6 +22,12 @@ pub fn of_stage(slurm: &Slurm, stage: &str) -> Result<Job> {
     Ok(job)
 }
 
+/// The last pattern that fits a stage and whose table is accepted: where one of its keys was set. None for `[slurm]` itself.
+pub fn pattern_of<'a>(slurm: &'a Slurm, stage: &str, sets: impl Fn(&Job) -> bool) -> Option<&'a str> {
+    let fits = |pattern: &str| glob::Pattern::new(pattern).is_ok_and(|pattern| pattern.matches(stage));
+    slurm.stages.iter().filter(|(pattern, job)| fits(pattern) && sets(job)).map(|(pattern, _)| pattern).last()
+}
+
 fn overlay(job: &mut Job, over: Job) {
     let memory = over.mem.is_some() || over.mem_per_cpu.is_some() || over.mem_per_gpu.is_some();
     if memory {

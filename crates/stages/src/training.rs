@@ -12,7 +12,7 @@ use equipoise_nn::{
     Ema, EmaConfig, FlatParams, GradientTree, Optimizer, OptimizerConfig, Params, Schedule, ScheduleConfig,
     Transport, runtime, weights,
 };
-use equipoise_rundir::{CheckpointWriter, Snapshot};
+use equipoise_rundir::{CheckpointWriter, Snapshot, failpoint};
 use equipoise_telemetry::Progress;
 use equipoise_workplan::TrainingOrder;
 use serde_json::json;
@@ -132,6 +132,8 @@ struct State<'a> {
     noted: Vec<Tensor>,
     /// Only the root writes: all ranks hold the same state.
     writer: Option<CheckpointWriter>,
+    /// What the writer's last snapshot failed with, to be agreed on at the next step boundary.
+    failed: Option<Error>,
     /// Losses since the last row of metrics, summed over this rank's micro-batches.
     window: (f64, u64),
     worked: Worked,
@@ -171,6 +173,7 @@ impl<'a> State<'a> {
             writer: step.checkpoint_writer()?,
             running: RunningStatistics::new(objective.batch_norms()),
             noted: Vec::new(),
+            failed: None,
             window: (0., 0),
             worked: Worked::since(0),
             step,
@@ -190,22 +193,27 @@ impl<'a> State<'a> {
         }
         let owned = self.tree.owned();
         let micros = owned.start as u64..owned.end as u64;
+        let mut samples = order.clone();
         let requests = Requests { order, micros, step: first, at: 0, end: steps };
         let mut loader = Loader::start(builder, requests, PREFETCH)?;
         let mut progress = Progress::new(&step.stage.name, "steps", first, steps, step.is_root());
         self.worked = Worked::since(first);
         for now in first..steps {
-            let losses = self.accumulate(&mut loader)?;
+            let losses = self.accumulate(now, &mut loader)?;
             let gradient = self.tree.finish(&*self.transport, self.flat.values())?;
             let (losses, finite) = read_back(&losses, &gradient);
             self.transport.check()?;
             match self.verdict(finite)? {
-                Verdict::NonFinite => bail!(
-                    NonFinite,
-                    "step {now}: the loss or the gradient is not finite (losses of rank {}: {losses:?}); lower \
-                     optimizer.lr or use precision = \"fp32\"",
-                    step.rank()
-                ),
+                Verdict::Io => return Err(self.write_failure()),
+                Verdict::NonFinite => {
+                    self.name_images(now, &losses, &mut samples);
+                    bail!(
+                        NonFinite,
+                        "step {now}: the loss or the gradient is not finite (losses of rank {}: {losses:?}); lower \
+                         optimizer.lr or use precision = \"fp32\"",
+                        step.rank()
+                    )
+                }
                 Verdict::Go => {}
                 // The gradient of this step is given up: the checkpoint is of the step before it.
                 _ => {
@@ -252,7 +260,7 @@ impl<'a> State<'a> {
     }
 
     /// Forward and backward over this rank's micro-batches; their losses, still on the device.
-    fn accumulate(&mut self, loader: &mut Loader) -> Result<Vec<Tensor>> {
+    fn accumulate(&mut self, now: u64, loader: &mut Loader) -> Result<Vec<Tensor>> {
         let (owned, all) = (self.tree.owned(), self.tree.ownership().micro_batches());
         self.noted.clear();
         let mut losses = Vec::with_capacity(owned.len());
@@ -260,7 +268,10 @@ impl<'a> State<'a> {
             let batch = loader
                 .next()
                 .ok_or_else(|| Error::new(ExitCode::Bug, "the loader ended before the training"))??;
-            let loss = self.objective.loss(&batch)?;
+            let mut loss = self.objective.loss(&batch)?;
+            if failpoint::poisoned("loss", &|| format!("step {now},")) {
+                loss = loss * f64::NAN;
+            }
             let gradient = self.flat.gradient(&(&loss / all as f64));
             self.noted.extend(self.running.take()?);
             self.tree.push(micro, gradient);
@@ -269,18 +280,40 @@ impl<'a> State<'a> {
         Ok(losses)
     }
 
+    /// Logs which images are in this rank's micro-batches whose loss is not finite: one of them may be the cause.
+    fn name_images(&self, now: u64, losses: &[f64], order: &mut TrainingOrder) {
+        for (micro, loss) in self.tree.owned().zip(losses).filter(|(_, loss)| !loss.is_finite()) {
+            let samples = order.micro_batch(now, micro as u64);
+            let images: Vec<String> =
+                samples.iter().map(|sample| format!("{}/{}", sample.set, sample.index)).collect();
+            equipoise_telemetry::error!(
+                "step {now}, micro-batch {micro}: loss {loss} over the images (set/index) {}",
+                images.join(" ")
+            );
+        }
+    }
+
     fn verdict(&mut self, finite: bool) -> Result<Verdict> {
-        let failed =
-            self.writer.as_mut().is_some_and(|writer| !writer.is_in_flight() && writer.wait().is_err());
+        self.failed = self.writer.as_mut().and_then(|writer| writer.poll().err());
         if let Some(writer) = self.writer.as_ref().filter(|writer| !writer.longest_save().is_zero()) {
             self.step.measured_commit(writer.longest_save());
         }
-        let own = match (finite, failed) {
-            (_, true) => Verdict::Io,
+        let own = match (finite, &self.failed) {
+            (_, Some(_)) => Verdict::Io,
             (false, _) => Verdict::NonFinite,
             _ => self.step.stop_verdict(),
         };
         Ok(agree(self.step.comm(), own)?.verdict)
+    }
+
+    /// Why the step ends with 74: what the writer said. The other ranks wait for the root, whose message counts, to end
+    /// them.
+    fn write_failure(&mut self) -> Error {
+        if let Some(error) = self.failed.take() {
+            return error;
+        }
+        let ended = self.step.comm().barrier();
+        ended.err().unwrap_or_else(|| Error::new(ExitCode::Io, "rank 0 could not write a checkpoint"))
     }
 
     fn apply(&mut self, now: u64, gradient: &Tensor) -> Result<()> {

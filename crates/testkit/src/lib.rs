@@ -3,6 +3,7 @@
 //! Helpers panic with what went wrong and the output so far: a failed test should need no second run to be understood.
 
 pub mod fake_slurm;
+pub mod figures;
 mod library;
 pub mod nccl_double;
 pub mod no_locks;
@@ -13,6 +14,7 @@ pub mod tree;
 
 pub use equipoise_comm::threads::run as ranks;
 pub use fake_slurm::FakeSlurm;
+pub use figures::figure;
 pub use process::Process;
 pub use temp_run::TempRun;
 pub use tree::Marker;

@@ -13,7 +13,7 @@ use equipoise_rundir::stage::Status;
 use equipoise_rundir::{RealFs, RunDir};
 use equipoise_slurm::estimate::{self, Measured};
 use equipoise_slurm::shape::Shape;
-use equipoise_slurm::{Commands, duration, query, settings};
+use equipoise_slurm::{Commands, duration, query};
 use equipoise_telemetry::human_duration;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -110,7 +110,7 @@ impl Row {
         (times, measured): (&Times<'_>, &RunDir),
     ) -> Result<Self> {
         let slurm = &run.resolved.recipe.slurm;
-        let job = settings::of_stage(slurm, &stage.name)?;
+        let job = jobs::job_of(run, stage)?;
         let tasks = shape.array.unwrap_or(1);
         let units = units(stage, plan);
         let all_ranks = shape.ranks.saturating_mul(tasks);

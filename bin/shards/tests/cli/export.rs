@@ -164,3 +164,34 @@ fn what_cannot_fit_is_not_begun() {
         assert!(!run.join("out").exists());
     }
 }
+
+/// What was exported comes back through the sources of a recipe, pixel for pixel.
+#[test]
+fn exports_are_read_back_as_sources() {
+    use equipoise_catalog::Source;
+    use equipoise_data::{ReadConfig, read};
+    let run = Run::new();
+    // Images of 6 x 5 pixels become the 5 x 5 in their middle, which begin with the first row.
+    let config = ReadConfig { size: 5, channels: 1, ..ReadConfig::default() };
+    for layout in ["imagefolder", "webdataset"] {
+        let out = run.join(layout);
+        assert_eq!(export(&run, layout, &out, &[]).status.code(), Some(0));
+        let (source, classes) = match layout {
+            // Folders are numbered by name: bag, coat.
+            "imagefolder" => (Source::Folder { path: out }, [8, 4]),
+            _ => (Source::Webdataset { path: out }, [0; 2]),
+        };
+        let split = read(&source, &config, 9).unwrap();
+        let class = |label: u32| if layout == "imagefolder" { classes[label as usize] } else { label };
+        let found: BTreeSet<(u32, Vec<u8>)> = split
+            .images
+            .labels
+            .iter()
+            .zip(split.images.pixels.chunks_exact(25))
+            .map(|(&label, pixels)| (class(label), pixels.to_vec()))
+            .collect();
+        let all = (0..5).map(|index| (4, index)).chain((0..3).map(|index| (8, index)));
+        let expected = all.map(|(class, index)| (class, pixels(class, index)[..25].to_vec())).collect();
+        assert_eq!(found, expected, "{layout}");
+    }
+}

@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod export;
+mod python;
 mod run;
 mod show;
 mod verify;

@@ -62,9 +62,17 @@ impl Checker<'_> {
     }
 
     fn batches(&mut self, path: &str, global: u64, micro: u64) {
-        if !global.is_multiple_of(micro) {
-            let path = format!("{path}.micro_batch");
-            self.wrong(&path, format!("{path}: {micro} does not divide global_batch = {global}"));
+        if global.is_multiple_of(micro) {
+            return;
+        }
+        let [global_path, micro_path] = ["global_batch", "micro_batch"].map(|key| format!("{path}.{key}"));
+        // At the one that somebody has set.
+        let layer = |path: &str| self.resolved.at(path).map(|node| node.origin.source.layer);
+        if layer(&global_path) > layer(&micro_path) {
+            let message = format!("{global_path}: {global} is no multiple of micro_batch = {micro}");
+            self.wrong(&global_path, message);
+        } else {
+            self.wrong(&micro_path, format!("{micro_path}: {micro} does not divide global_batch = {global}"));
         }
     }
 
@@ -230,6 +238,25 @@ impl Checker<'_> {
         }
     }
 
+    /// The report shows a split that is evaluated. Where splits do not exist, that is told already.
+    fn report_split(&mut self) {
+        let recipe = &self.resolved.recipe;
+        let (split, splits) = (&recipe.report.split, &recipe.evaluate.splits);
+        let names = recipe.data.as_ref().map(|data| data.splits.names()).unwrap_or_default();
+        if splits.contains(split) || splits.iter().any(|split| !names.contains(&split.as_str())) {
+            return;
+        }
+        let message =
+            format!("report.split: there is no evaluated split '{split}'{}", hint(split, &strs(splits)));
+        // At the one that somebody has set.
+        let layer = |path: &str| self.resolved.at(path).map(|node| node.origin.source.layer);
+        let path = match layer("evaluate.splits") > layer("report.split") {
+            true => "evaluate.splits",
+            false => "report.split",
+        };
+        self.wrong(path, message);
+    }
+
     fn results(&mut self) {
         let recipe = &self.resolved.recipe;
         let classifiers = recipe.classifiers.names();
@@ -238,12 +265,7 @@ impl Checker<'_> {
                 self.split("evaluate.splits", split);
             }
             self.split("classifier.split", &recipe.classifier.split);
-            self.refers(
-                "report.split",
-                "evaluated split",
-                &recipe.report.split,
-                &strs(&recipe.evaluate.splits),
-            );
+            self.report_split();
         }
         if !recipe.sets.is_empty() {
             self.split("metrics.reference", &recipe.metrics.reference);

@@ -251,7 +251,7 @@ mod tests {
             ),
             (
                 "{ kind = 'net', window = [1.0, 2.5] }",
-                "classifier.arch.window[1] must be an integer, not a number",
+                "classifier.arch.window[1] must be an integer, not a decimal number",
             ),
             ("{ kind = 'net', window = [1.0] }", "classifier.arch.window must have 2 items, not 1"),
             ("'net'", "classifier.arch must be a table, not a string"),

@@ -38,6 +38,8 @@ pub(crate) enum Expected<'s> {
     Tag(&'s str, Vec<&'s str>),
     /// A value of the wrong type; the right ones.
     Types(Vec<&'s str>),
+    /// A string where a table with this tag belongs; the values of the tag.
+    Untagged(&'s str, Vec<&'s str>),
 }
 
 /// A table with fixed keys.
@@ -107,8 +109,11 @@ impl Schema {
                 }
             };
         }
+        let tagged = tag_of(&branches).filter(|_| node.as_str().is_some()).map(|tag| {
+            Expected::Untagged(tag, branches.iter().filter_map(|branch| constant(branch, tag)).collect())
+        });
         let mut wrong = Vec::new();
-        let mut nearly = None;
+        let mut nearly = tagged;
         for branch in branches {
             match self.expected(branch, node) {
                 Expected::Types(types) => wrong.extend(types),

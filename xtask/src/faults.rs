@@ -1,0 +1,143 @@
+//! `cargo xtask faults`: the fault list of `tests/faults.toml`, run, with a line for each fault and what was measured.
+
+mod junit;
+mod table;
+
+use crate::shell;
+use anyhow::{Context, Result, bail, ensure};
+use equipoise_testkit::figures;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use table::{Fault, Faults};
+
+/// The list.
+const LIST: &str = "tests/faults.toml";
+/// The table, for people.
+const PAGE: &str = "docs/faults.md";
+/// Where nextest's `[profile.default.junit]` goes.
+const JUNIT: &str = "target/nextest/default/junit.xml";
+/// The binary whose tests boot a cluster.
+const CLUSTER: &str = "equipoise::cluster";
+
+/// Which faults, and whether to run anything.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only these, such as F3; the page is then not written.
+    faults: Vec<String>,
+    /// Run nothing: the table of the last `cargo xtask faults` or `cargo xtask test`.
+    #[arg(long)]
+    last: bool,
+    /// Leave out tests that boot a Slurm cluster, which take many minutes; the table says so.
+    #[arg(long)]
+    no_cluster: bool,
+}
+
+/// Where tests leave their figures.
+pub fn figures_file() -> PathBuf {
+    shell::root().join("target/figures.tsv")
+}
+
+/// Runs the tests, prints the table, writes the page.
+pub fn run(args: &Args) -> Result<()> {
+    let list = Faults::read(Path::new(LIST))?;
+    let selected = list.select(&args.faults)?;
+    if !args.last {
+        run_tests(&list, &selected, args.no_cluster)?;
+    }
+    let results = junit::read(Path::new(JUNIT)).context("nothing was run yet")?;
+    let figures = read_figures()?;
+    let rows: Vec<table::Row> =
+        selected.iter().map(|(number, fault)| table::Row::new(number, fault, &results, &figures)).collect();
+    rows.iter().for_each(|row| println!("{row}"));
+    let page = table::page(&rows, &crate::host::describe());
+    if args.faults.is_empty() {
+        write(Path::new(PAGE), &page)?;
+        println!("{PAGE} written");
+    }
+    let failed: Vec<&str> =
+        rows.iter().filter(|row| row.has_failed()).map(|row| row.number.as_str()).collect();
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
+}
+
+fn run_tests(list: &Faults, selected: &[(String, &Fault)], no_cluster: bool) -> Result<()> {
+    // Black-box tests start the step binaries, which no test target builds by itself.
+    shell::run(shell::cargo().args(["build", "--workspace"]))?;
+    require_known(list)?;
+    let tests: BTreeSet<&str> = selected
+        .iter()
+        .flat_map(|(_, fault)| &fault.tests)
+        .map(String::as_str)
+        .filter(|test| !(no_cluster && test.starts_with(CLUSTER)))
+        .collect();
+    let terms = tests.iter().map(|test| {
+        let (binary, name) = test.split_once(' ').unwrap_or((test, ""));
+        format!("(binary_id(={binary}) & test(={name}))")
+    });
+    let expression = terms.collect::<Vec<_>>().join(" | ");
+    // A fresh one: figures of tests that have gone would stay for ever.
+    write(&figures_file(), "")?;
+    let _ = fs::remove_file(JUNIT);
+    let mut runner = shell::cargo();
+    runner.args(["nextest", "run", "--workspace", "--no-fail-fast", "-E", &expression]);
+    runner.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1").env(figures::VARIABLE, figures_file());
+    // What failed is in the table.
+    let status = runner.status().context("cargo nextest run: is cargo-nextest installed?")?;
+    ensure!(Path::new(JUNIT).exists(), "no test was run ({status})");
+    Ok(())
+}
+
+/// Every test of the list exists: a renamed one must not silently leave the table.
+fn require_known(list: &Faults) -> Result<()> {
+    let mut command = shell::cargo();
+    let output = command.args(["nextest", "list", "--workspace", "--message-format", "json"]).output()?;
+    ensure!(output.status.success(), "cargo nextest list: {}", String::from_utf8_lossy(&output.stderr));
+    let listed: Value = serde_json::from_slice(&output.stdout).context("cargo nextest list")?;
+    let mut known = BTreeSet::new();
+    for (binary, suite) in listed["rust-suites"].as_object().context("no suites")? {
+        known.extend(
+            suite["testcases"].as_object().into_iter().flatten().map(|(test, _)| format!("{binary} {test}")),
+        );
+    }
+    let unknown: Vec<&str> = list.tests().filter(|test| !known.contains(*test)).collect();
+    if !unknown.is_empty() {
+        bail!("{LIST} names tests that do not exist:\n  {}", unknown.join("\n  "));
+    }
+    Ok(())
+}
+
+/// Fault to figures; of one that was measured again, the newest.
+fn read_figures() -> Result<BTreeMap<String, Vec<(String, String)>>> {
+    let text = fs::read_to_string(figures_file()).unwrap_or_default();
+    let mut figures: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    for line in text.lines() {
+        let [fault, what, value] = line.split('\t').collect::<Vec<_>>()[..] else {
+            bail!("{}: {line:?} is no figure", figures_file().display());
+        };
+        let known = figures.entry(fault.into()).or_default();
+        known.retain(|(other, _)| other != what);
+        known.push((what.into(), value.into()));
+    }
+    Ok(figures)
+}
+
+// A source file and a build output, not a run directory.
+#[allow(clippy::disallowed_methods)]
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_is_complete_and_has_tests_or_a_reason() {
+        let list = Faults::read(&shell::root().join(LIST)).unwrap();
+        let numbers: BTreeSet<String> = (1..=34).map(|number| format!("F{number}")).collect();
+        assert_eq!(list.numbers().collect::<BTreeSet<_>>(), numbers);
+        list.require_reasons().unwrap();
+    }
+}

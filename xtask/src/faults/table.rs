@@ -1,0 +1,196 @@
+//! The list of faults, and the table that results make of it.
+
+#[cfg(test)]
+use anyhow::ensure;
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::path::Path;
+
+/// One fault.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// What is done.
+    pub fault: String,
+    /// What must hold.
+    pub bar: String,
+    /// Its tests, as `BINARY TEST`.
+    pub tests: Vec<String>,
+    /// What of the bar no test shows.
+    pub lacks: Option<String>,
+    /// Why there is no test.
+    pub not_run: Option<String>,
+}
+
+/// All faults by number.
+pub struct Faults(BTreeMap<String, Fault>);
+
+impl Faults {
+    /// Reads the list.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        toml::from_str(&text).map(Self).with_context(|| path.display().to_string())
+    }
+
+    /// The named faults, all if none is named, in the order of their numbers.
+    pub fn select(&self, named: &[String]) -> Result<Vec<(String, &Fault)>> {
+        if let Some(unknown) = named.iter().find(|name| !self.0.contains_key(*name)) {
+            bail!("there is no fault {unknown}");
+        }
+        let wanted = |number: &String| named.is_empty() || named.contains(number);
+        let mut selected: Vec<(String, &Fault)> = self
+            .0
+            .iter()
+            .filter(|(number, _)| wanted(number))
+            .map(|(number, fault)| (number.clone(), fault))
+            .collect();
+        selected.sort_by_key(|(number, _)| number[1..].parse::<u32>().unwrap_or(u32::MAX));
+        Ok(selected)
+    }
+
+    /// Every test of the list.
+    pub fn tests(&self) -> impl Iterator<Item = &str> {
+        self.0.values().flat_map(|fault| &fault.tests).map(String::as_str)
+    }
+
+    /// Every number.
+    #[cfg(test)]
+    pub fn numbers(&self) -> impl Iterator<Item = String> {
+        self.0.keys().cloned()
+    }
+
+    /// Each fault has tests, or says why it has none.
+    #[cfg(test)]
+    pub fn require_reasons(&self) -> Result<()> {
+        for (number, fault) in &self.0 {
+            ensure!(fault.tests.is_empty() == fault.not_run.is_some(), "{number}: tests or a reason");
+        }
+        Ok(())
+    }
+}
+
+/// How the tests of a fault ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Verdict {
+    Pass,
+    Fail(Vec<String>),
+    NotRun(String),
+}
+
+/// A line of the table.
+pub struct Row {
+    /// Such as F3.
+    pub number: String,
+    fault: String,
+    bar: String,
+    measured: String,
+    lacks: Option<String>,
+    verdict: Verdict,
+}
+
+impl Row {
+    /// The line of a fault after these results.
+    pub fn new(
+        number: &str,
+        fault: &Fault,
+        results: &BTreeMap<String, bool>,
+        figures: &BTreeMap<String, Vec<(String, String)>>,
+    ) -> Self {
+        let ran: Vec<&String> = fault.tests.iter().filter(|test| results.contains_key(*test)).collect();
+        let failed: Vec<String> =
+            ran.iter().filter(|test| !results[**test]).map(|test| test.to_string()).collect();
+        let left_out = fault.tests.len() - ran.len();
+        let verdict = match (&fault.not_run, failed.is_empty()) {
+            (Some(reason), _) => Verdict::NotRun(reason.clone()),
+            (None, false) => Verdict::Fail(failed),
+            (None, true) if ran.is_empty() => Verdict::NotRun("its tests were left out".into()),
+            (None, true) => Verdict::Pass,
+        };
+        let mut measured = vec![format!("{} of {} tests", ran.len(), fault.tests.len())];
+        if left_out == 0 {
+            measured = vec![format!("{} tests", ran.len())];
+        }
+        if fault.tests.is_empty() {
+            measured.clear();
+        }
+        let own = figures.get(number).into_iter().flatten();
+        measured.extend(own.map(|(what, value)| format!("{what}: {value}")));
+        Self {
+            number: number.into(),
+            fault: fault.fault.clone(),
+            bar: fault.bar.clone(),
+            measured: measured.join("; "),
+            lacks: fault.lacks.clone(),
+            verdict,
+        }
+    }
+
+    /// Whether a test failed.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.verdict, Verdict::Fail(_))
+    }
+
+    fn verdict(&self) -> String {
+        let lacks = self.lacks.iter().map(|lacks| format!("; not shown: {lacks}")).collect::<String>();
+        match &self.verdict {
+            Verdict::Pass => format!("pass{lacks}"),
+            Verdict::Fail(tests) => format!("FAIL: {}", tests.join(", ")),
+            Verdict::NotRun(reason) => format!("not run: {reason}"),
+        }
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { number, fault, bar, measured, .. } = self;
+        write!(f, "{number:<4} {} | {fault} | bar: {bar} | {measured}", self.verdict())
+    }
+}
+
+/// The table as a page.
+pub fn page(rows: &[Row], host: &str) -> String {
+    let mut page = format!(
+        "# Faults\n\nWhat is done to Equipoise, what must hold, and what was measured. Written by `cargo xtask faults`\n\
+         from the list in `tests/faults.toml`; do not edit.\n\nMeasured on: {host}\n\n\
+         | | what is done | bar | measured | verdict |\n|---|---|---|---|---|\n"
+    );
+    for row in rows {
+        let cells = [&row.number, &row.fault, &row.bar, &row.measured, &row.verdict()];
+        let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+        // Writing to a string cannot fail.
+        let _ = writeln!(page, "| {} |", cells.join(" | "));
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(results: &[(&str, bool)]) -> Row {
+        let fault = Fault {
+            fault: "a | b".into(),
+            bar: "holds".into(),
+            tests: vec!["p x".into(), "p y".into()],
+            lacks: None,
+            not_run: None,
+        };
+        let results = results.iter().map(|(name, passed)| (name.to_string(), *passed)).collect();
+        let figures = BTreeMap::from([("F3".to_string(), vec![("points".to_string(), "412".to_string())])]);
+        Row::new("F3", &fault, &results, &figures)
+    }
+
+    #[test]
+    fn a_row_passes_fails_or_was_not_run() {
+        let passed = row(&[("p x", true), ("p y", true), ("p z", false)]);
+        assert_eq!(passed.to_string(), "F3   pass | a | b | bar: holds | 2 tests; points: 412");
+        assert_eq!(row(&[("p x", true)]).measured, "1 of 2 tests; points: 412");
+        let failed = row(&[("p x", true), ("p y", false)]);
+        assert!(failed.has_failed() && failed.verdict() == "FAIL: p y");
+        assert_eq!(row(&[]).verdict(), "not run: its tests were left out");
+        let page = page(&[passed], "a machine");
+        assert!(page.ends_with("| F3 | a \\| b | holds | 2 tests; points: 412 | pass |\n"), "{page}");
+    }
+}
