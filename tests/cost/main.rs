@@ -39,7 +39,12 @@ fn a_calibration_leaves_a_file_and_no_trace_in_what_is_made() {
         assert_eq!(entry["rehearsal"]["ranks"], 2, "{entry}");
     }
     let tried = found["batches"].as_array().unwrap();
-    assert_eq!(tried.iter().filter(|size| size["images_per_second"].is_f64()).count(), 6, "{tried:?}");
+    // How far the ladder goes depends on the machine; every rung tells its speed or why it has none.
+    assert_eq!(tried.len(), 6, "{tried:?}");
+    for size in tried {
+        assert!(size["images_per_second"].is_f64() != size["why"].is_string(), "{size}");
+        assert!(size["images_per_second"].is_f64() || size["current"] == false, "{size}");
+    }
 
     finish(run(&calibrated, 2, &[]));
     finish(run(&plain, 2, &[]));

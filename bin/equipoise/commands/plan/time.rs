@@ -68,7 +68,7 @@ impl Total {
             }
         }
         total.gpu_hours = uses_gpus(recipe, estimator).then_some(total.rank_hours);
-        total.calibrated_on = estimator.calibration.as_ref().and_then(|found| Some(found.describe()?));
+        total.calibrated_on = estimator.calibration.as_ref().and_then(|found| found.describe());
         total
     }
 }
