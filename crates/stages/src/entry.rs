@@ -20,6 +20,9 @@ struct Args {
     /// Settings on top of the configuration; `stage=NAME` says which stage.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
+    /// Record what the ranks do when, as a file for a trace viewer (chrome://tracing, Perfetto).
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Print the schema of recipes.
     #[arg(long, hide = true)]
     print_schema: bool,
@@ -58,5 +61,5 @@ fn start(args: &Args, body: fn(&Step) -> Result<Ended>) -> Result<ExitCode> {
     let (Some(config), Some(run)) = (&args.config, &args.run) else {
         bail!(Usage, "--config and --run are needed");
     };
-    run_stage(config, run, &args.sets, body)
+    run_stage(config, run, &args.sets, args.trace.clone(), body)
 }

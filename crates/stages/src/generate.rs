@@ -7,6 +7,7 @@ use crate::inputs;
 use crate::latent::LatentSource;
 use crate::nets::{DataShape, Frozen, Generator, GeneratorConfig};
 use crate::pretrain::precision;
+use crate::shard_writer::{Committed, Open, ShardWriter};
 use crate::source::{PixelSource, Source};
 use crate::statistics::ClassTable;
 use crate::step::Step;
@@ -14,7 +15,7 @@ use crate::synthesis::{FeedbackOf, Made, SUB_SEEDS, Synthesizer};
 use crate::training::Ended;
 use crate::world::StageClaims;
 use equipoise_base::rng::Key;
-use equipoise_base::{Error, ExitCode, Identity, Result};
+use equipoise_base::{Error, ExitCode, Identity, Result, trace};
 use equipoise_comm::claims::{Claim, Claims};
 use equipoise_config::{method, recipe};
 use equipoise_diffusion::criterion::Criterion;
@@ -119,6 +120,7 @@ pub fn run(step: &Step) -> Result<Ended> {
     let done: u64 = set.layout.images() - missing.iter().map(|&id| set.images(id)).sum::<u64>();
     let mut progress = Progress::new(&step.stage.name, "images", done, set.layout.images(), step.is_root());
     let claims = step.claims(missing.iter().map(|&id| id as usize).collect())?;
+    let writer = ShardWriter::start(step.committer())?;
     let mut own = 0;
     let ended = loop {
         match claims.next()? {
@@ -130,16 +132,17 @@ pub fn run(step: &Step) -> Result<Ended> {
                     own += images;
                     step.count_made(images);
                     step.poll_deadline();
+                    set.report(&claims, writer.committed()?)?;
                     progress.set(done + own + set.finished_elsewhere(&claims, &missing));
                     step.report_progress("images", &progress, false)
                 };
-                if !set.make(&shard, &synthesizer, &claims, &mut on_batch)? {
+                if !set.make(&shard, &synthesizer, &claims, &writer, &mut on_batch)? {
                     break Ended::Stopped;
                 }
-                claims.finished(id)?;
             }
         }
     };
+    set.report(&claims, writer.finish()?)?;
     claims.close()?;
     if step.all_done(ended == Ended::Done)? {
         // In an array job other tasks may be at work; whoever finds the set complete finishes it.
@@ -430,35 +433,51 @@ impl<'a> Set<'a> {
         })
     }
 
-    /// Makes and commits a shard; `false` when a stop came first and the finished batches were left as a part.
+    /// Makes a shard and hands it over to be committed; `false` when a stop came first and the finished batches are left
+    /// as a part.
     fn make(
         &self,
         shard: &Shard,
         synthesizer: &Synthesizer<'_>,
         claims: &dyn Claims,
+        writer: &ShardWriter,
         on_batch: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<bool> {
-        let mut file = self.begin(shard, synthesizer)?;
+        let file = self.begin(shard, synthesizer)?;
+        let mut next = file.next_index();
+        let (path, part) = (self.folder.join(&shard.path), self.part_path(shard));
+        writer.begin(Open { id: shard.id, file, path, part })?;
         for batch in shard.batches() {
-            if batch.images.start < file.next_index() {
+            if batch.images.start < next {
                 continue;
             }
             if claims.should_stop()? {
-                if file.next_index() > shard.images.start {
-                    self.step.commit(&self.part_path(shard), &bytes_of(&mut file)?)?;
+                if next > shard.images.start {
+                    writer.leave()?;
                 }
                 return Ok(false);
             }
             let keep = batch.images.end - batch.images.start;
-            for made in synthesizer.batch(shard.class, batch.images.start, keep, SUB_SEEDS)? {
-                append(&mut file, &made)?;
-            }
+            let made = {
+                let _span = trace::numbered("sample", batch.images.start);
+                synthesizer.batch(shard.class, batch.images.start, keep, SUB_SEEDS)?
+            };
+            writer.batch(made)?;
+            next = batch.images.end;
             on_batch(keep)?;
         }
-        self.own.set(self.own.get() + shard.images.end - shard.images.start);
-        self.step.commit(&self.folder.join(&shard.path), &bytes_of(&mut file)?)?;
-        self.step.remove_if_there(&self.part_path(shard))?;
+        writer.commit()?;
         Ok(true)
+    }
+
+    /// Tells the other ranks what this one has committed, and the deadline how long that takes.
+    fn report(&self, claims: &dyn Claims, committed: Vec<Committed>) -> Result<()> {
+        for Committed { id, took } in committed {
+            self.own.set(self.own.get() + self.images(id));
+            self.step.measured_commit(took);
+            claims.finished(id as usize)?;
+        }
+        Ok(())
     }
 
     /// Writes `index.json` once all shards are there; fails with 1 when images are missing in them.

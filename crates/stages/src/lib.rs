@@ -21,6 +21,7 @@ mod pretrain;
 pub mod programs;
 pub mod regenerate;
 mod schema;
+mod shard_writer;
 mod source;
 mod statistics;
 mod step;

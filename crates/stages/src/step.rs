@@ -9,13 +9,14 @@ mod machine;
 #[cfg(feature = "nccl")]
 mod nccl;
 mod stopping;
+mod timeline;
 
 use crate::claim_folder::ClaimFolder;
 use crate::job::{self, Job};
 use crate::training::Ended;
 use crate::world::{self, World};
 use equipoise_base::clock::{Clock, SystemClock};
-use equipoise_base::{Error, ExitCode, Identity, Result, ResultExt, bail, ensure};
+use equipoise_base::{Error, ExitCode, Identity, Result, ResultExt, bail, ensure, trace};
 use equipoise_comm::claim_files::ClaimFiles;
 use equipoise_comm::{Comm, StopFlag};
 use equipoise_config::recipe::{self, Recipe};
@@ -30,6 +31,7 @@ use equipoise_rundir::{
     StageDir, StageKey, Vfs,
 };
 use equipoise_telemetry::{Host, Progress};
+pub use files::Committer;
 use files::{Log, prepared};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -68,6 +70,9 @@ pub struct Step {
     started: Instant,
     /// Units that this rank has finished in this attempt.
     made: AtomicU64,
+    /// Whether the ranks record spans, and where they go if not beside the logs.
+    traced: bool,
+    trace_file: Option<PathBuf>,
     /// On the root: the open stage and its metrics file.
     root: Option<Mutex<Root>>,
 }
@@ -96,6 +101,7 @@ pub(crate) fn run_stage(
     config: &Path,
     run: &Path,
     sets: &[String],
+    trace_file: Option<PathBuf>,
     body: fn(&Step) -> Result<Ended>,
 ) -> Result<ExitCode> {
     let stop = StopFlag::default();
@@ -109,7 +115,11 @@ pub(crate) fn run_stage(
     let world = world::init()?;
     world.require_size()?;
     init_runtime(&resolved.recipe, &stage, &world)?;
-    let step = Step::open(stage, resolved.recipe, run, world, stop)?;
+    let traced = trace_file.is_some() || resolved.recipe.run.trace;
+    if traced {
+        trace::start();
+    }
+    let step = Step { traced, trace_file, ..Step::open(stage, resolved.recipe, run, world, stop)? };
     step.guard_against_panics();
     let watchdog = step.world.watch(step.lost_peer_reporter())?;
     let stopped = |error: Error| match error.code() {
@@ -196,6 +206,8 @@ impl Step {
             host: Process::current().host,
             started: Instant::now(),
             made: AtomicU64::new(0),
+            traced: false,
+            trace_file: None,
             attempt: told.attempt,
             identity: stage.identity.clone(),
             stage,
@@ -245,6 +257,8 @@ impl Step {
             host: Process::current().host,
             started: Instant::now(),
             made: AtomicU64::new(0),
+            traced: false,
+            trace_file: None,
             attempt: 0,
             identity: stage.identity.clone(),
             stage,
@@ -330,6 +344,7 @@ impl Step {
     /// All ranks have done their part: outcome, provenance, exit code.
     fn end(&self, ended: Ended) -> Result<ExitCode> {
         self.comm().barrier()?;
+        self.write_trace()?;
         let (code, state) = match ended {
             Ended::Done | Ended::Part => (ExitCode::Done, State::Done),
             Ended::Stopped => (ExitCode::Requeue, State::Stopped),
