@@ -6,6 +6,7 @@ mod support;
 
 use equipoise_base::rng::Key;
 use equipoise_testkit::{Process, TempRun, figure};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use support::{PATIENCE, assert_same, equipoise, finish, results, run, run_recipe};
 
@@ -16,9 +17,40 @@ fn one_two_and_three_ranks_give_the_same_files() {
     let reference = results(&reference.join("run"));
     for ranks in [2, 3] {
         let other = TempRun::default();
-        finish(run(&other.join("run"), ranks, &[]));
-        assert_same(&reference, &results(&other.join("run")), &format!("{ranks} ranks"));
+        let path = other.join("run");
+        // A trace changes nothing either.
+        finish(run(&path, ranks, &["run.trace=true"]));
+        assert_same(&reference, &results(&path), &format!("{ranks} ranks"));
+        traced(&path.join("stages/train.g/logs/1/trace.json"), 2, &TRAINING);
+        traced(&path.join("stages/generate.feedback.k0/logs/1/trace.json"), ranks, &GENERATION);
     }
+}
+
+/// Work that a trace of a training on several ranks shows, and one of a generation.
+const TRAINING: [&str; 9] = [
+    "load",
+    "data wait",
+    "forward",
+    "backward",
+    "reduce bucket",
+    "reduce",
+    "optimizer",
+    "checkpoint handed over",
+    "checkpoint",
+];
+const GENERATION: [&str; 4] = ["sample", "sample step", "encode", "commit"];
+
+/// A trace is one JSON file with spans of all ranks and of every kind.
+fn traced(path: &std::path::Path, ranks: usize, kinds: &[&str]) {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let events: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let spans = || events.iter().filter(|event| event["ph"] == "X");
+    for kind in kinds {
+        let found = spans().any(|span| span["name"] == *kind && span["dur"].as_f64() >= Some(0.));
+        assert!(found, "{}: no span '{kind}'", path.display());
+    }
+    let seen: BTreeSet<u64> = spans().filter_map(|span| span["pid"].as_u64()).collect();
+    assert_eq!(seen, (0..ranks as u64).collect(), "{}", path.display());
 }
 
 /// A learned variance, a respaced chain with its noise, and hardness with either covariance.

@@ -8,6 +8,7 @@ mod exit;
 pub mod hash;
 pub mod id;
 pub mod rng;
+pub mod trace;
 
 pub use error::{Error, Result, ResultExt};
 pub use exit::ExitCode;

@@ -81,6 +81,10 @@ pub struct Run {
     pub cpu_capability: CpuCapability,
     /// Where tensors live.
     pub device: Device,
+    /// Whether each stage records what its ranks do when.
+    #[serde(default)]
+    #[schemars(extend("x-elastic" = true))]
+    pub trace: bool,
 }
 
 /// Where tensors live.

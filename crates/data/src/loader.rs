@@ -1,7 +1,7 @@
 //! A thread that prepares micro-batches while the model computes.
 
 use crate::batch::BatchBuilder;
-use equipoise_base::{ExitCode, Result, ResultExt};
+use equipoise_base::{ExitCode, Result, ResultExt, trace};
 use equipoise_workplan::Sample;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -65,8 +65,11 @@ fn produce(
 ) {
     let mut buffer = Vec::new();
     for request in requests {
-        let batch = builder
-            .tensors(&request.samples, &mut buffer)
+        let prepared = {
+            let _span = trace::numbered("load", request.step);
+            builder.tensors(&request.samples, &mut buffer)
+        };
+        let batch = prepared
             .map_err(|error| error.context(format!("step {}, micro-batch {}", request.step, request.micro)))
             .map(|(images, labels)| MicroBatch { request, images, labels });
         let failed = batch.is_err();

@@ -7,7 +7,7 @@ use crate::feedback::{Feedback, Guided, Output, read};
 use crate::guidance::Denoiser;
 use crate::prediction::{Estimate, Prediction};
 use crate::schedule::{DiffusionScheduleConfig, Schedule};
-use equipoise_base::{Result, bail, ensure};
+use equipoise_base::{Result, bail, ensure, trace};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
@@ -153,6 +153,7 @@ impl Sampler {
         let mut trace = Vec::new();
         let mut previous: Option<Estimate> = None;
         for (index, &timestep) in self.solver.timesteps().iter().enumerate() {
+            let _span = trace::numbered("sample step", index as u64);
             let now = self.estimate(denoiser, &x, index, timestep, feedback)?;
             let fresh = if self.solver.wants_noise(index) { Some(noise(index)?) } else { None };
             let (variance, fresh) = (now.variance.as_ref(), fresh.as_ref());

@@ -2,8 +2,9 @@
 
 use crate::guidance::{Denoiser, extrapolate};
 use equipoise_base::{Result, ensure};
-use equipoise_models::unet2d_condition::UNet2DConditionModel;
+use equipoise_models::unet2d_condition::{Conditioning, UNet2DConditionModel};
 use equipoise_nn::MemoryFormat;
+use std::cell::OnceCell;
 use tch::{Kind, Tensor};
 
 /// Conditions of a batch, one row per sample.
@@ -27,13 +28,33 @@ impl Condition {
     }
 }
 
+/// Conditions as the network takes them, once it is known in which kind.
+#[derive(Debug)]
+struct Bound {
+    condition: Condition,
+    prepared: OnceCell<Conditioning>,
+}
+
+impl Bound {
+    fn new(condition: Condition) -> Self {
+        Self { condition, prepared: OnceCell::new() }
+    }
+
+    fn of_kind(&self, kind: Kind) -> &Conditioning {
+        self.prepared.get_or_init(|| {
+            let labels = self.condition.class_labels.as_ref().map(|labels| labels.to_kind(kind));
+            Conditioning::new(self.condition.text.to_kind(kind), labels)
+        })
+    }
+}
+
 /// A U-Net bound to the conditions of a batch, with classifier-free guidance in one pass.
 #[derive(Debug)]
 pub struct TextConditional<'a> {
     unet: &'a UNet2DConditionModel,
-    condition: Condition,
+    condition: Bound,
     /// [negative; condition]
-    doubled: Option<Condition>,
+    doubled: Option<Bound>,
     scale: f64,
     format: MemoryFormat,
 }
@@ -67,16 +88,15 @@ impl<'a> TextConditional<'a> {
                 class_labels: labels.map(|(uncond, cond)| both(uncond, cond)),
             }
         });
+        let (condition, doubled) = (Bound::new(condition), doubled.map(Bound::new));
         Ok(Self { unet, condition, doubled, scale, format: MemoryFormat::default() })
     }
 
-    fn run(&self, x: &Tensor, t: i64, condition: &Condition) -> Tensor {
+    fn run(&self, x: &Tensor, t: i64, condition: &Bound) -> Tensor {
         // Only a tensor without four dimensions can be refused here.
         let x = self.format.apply(x).unwrap_or_else(|error| panic!("{error}"));
         let t = Tensor::full([1], t as f64, (Kind::Float, x.device()));
-        let kind = x.kind();
-        let labels = condition.class_labels.as_ref().map(|labels| labels.to_kind(kind));
-        self.unet.forward(&x, &t, &condition.text.to_kind(kind), labels.as_ref())
+        self.unet.conditioned(&x, &t, condition.of_kind(x.kind()))
     }
 }
 

@@ -15,7 +15,7 @@ use equipoise_diffusion::schedule::{BetaSchedule, DiffusionScheduleConfig};
 use equipoise_diffusion::text_conditional::{Condition, TextConditional};
 use equipoise_diffusion::view::{View, ViewRange};
 use equipoise_models::autoencoder_kl::{AutoencoderKL, AutoencoderKLConfig};
-use equipoise_models::unet2d_condition::{UNet2DConditionConfig, UNet2DConditionModel};
+use equipoise_models::unet2d_condition::{Conditioning, UNet2DConditionConfig, UNet2DConditionModel};
 use equipoise_nn::layers::{Conv2d, Conv2dConfig, Linear};
 use equipoise_nn::{Params, Scope};
 use serde_json::json;
@@ -208,6 +208,18 @@ fn the_published_rule_is_reproduced() {
     let v = tch::no_grad(|| denoiser.denoise(&x, t));
     let eps = Prediction::VPrediction.estimate(&v, &x, abar).eps;
     assert!(guided.estimate.eps.allclose(&eps, 1e-12, 1e-12, false));
+}
+
+#[test]
+fn what_conditions_alone_decide_is_kept_bit_for_bit() {
+    let world = world();
+    let Condition { text, class_labels } = condition();
+    let kept = Conditioning::new(text.shallow_clone(), class_labels.as_ref().map(Tensor::shallow_clone));
+    for t in [901i64, 501, 901, 1] {
+        let (x, t) = (normals("start", &SHAPE, Some(t % BATCH)), Tensor::from_slice(&[t]));
+        let want = world.unet.forward(&x, &t, &text, class_labels.as_ref());
+        assert_eq!(world.unet.conditioned(&x, &t, &kept), want, "t = {t}");
+    }
 }
 
 #[test]

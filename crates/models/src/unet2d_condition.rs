@@ -2,9 +2,11 @@
 //! (Rombach et al. 2022; Ramesh et al. 2022), with diffusers' parameter names.
 
 mod blocks;
+mod conditioning;
 mod config;
 mod transformer;
 
+pub use conditioning::Conditioning;
 pub use config::UNet2DConditionConfig;
 
 use crate::blocks2d::Norm;
@@ -128,13 +130,32 @@ impl UNet2DConditionModel {
         text: &Tensor,
         class_labels: Option<&Tensor>,
     ) -> Tensor {
+        let condition = Conditioning::new(text.shallow_clone(), class_labels.map(Tensor::shallow_clone));
+        self.conditioned(sample, t, &condition)
+    }
+
+    /// [`UNet2DConditionModel::forward`] of one batch at one time step after another: what the conditions alone decide is
+    /// computed once.
+    ///
+    /// # Panics
+    /// As [`UNet2DConditionModel::forward`].
+    pub fn conditioned(&self, sample: &Tensor, t: &Tensor, condition: &Conditioning) -> Tensor {
         let time = self.time_embedding.forward(&sinusoid(t, self.half).to_kind(sample.kind()));
-        let embedding = match (&self.class_embedding, class_labels) {
-            (Some(embed), Some(labels)) => time + embed.forward(labels),
-            (None, None) => time,
-            _ => panic!("class labels if and only if the network has a class embedding"),
+        assert_eq!(
+            self.has_class_embedding(),
+            condition.has_class_labels(),
+            "class labels if and only if the network has a class embedding"
+        );
+        let embed = |labels: &Tensor| match &self.class_embedding {
+            Some(embed) => embed.forward(labels),
+            None => unreachable!("asserted above"),
         };
-        let context = Context { embedding: &embedding.silu(), text };
+        let embedding = match condition.class_embedding(embed) {
+            Some(class) => time + class,
+            None => time,
+        };
+        condition.begin();
+        let context = Context { embedding: &embedding.silu(), condition };
         let mut x = self.conv_in.forward(sample);
         let mut skips = vec![x.shallow_clone()];
         for block in &self.down_blocks {

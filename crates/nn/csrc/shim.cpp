@@ -9,11 +9,13 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/util/Exception.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/version.h>
 
 #include <cstring>
 #include <mutex>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -171,6 +173,30 @@ char* eq_fused_adamw(at::Tensor* parameters, const at::Tensor* gradient, at::Ten
         at::NoGradGuard no_grad;
         at::_fused_adamw_(*parameters, *gradient, *exp_avg, *exp_avg_sq, at::TensorList(), *step, lr, beta1, beta2,
                           weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+    });
+}
+
+// Takes a parameter's gradient the moment that backward has it.
+typedef void (*eq_gradient_ready)(void* context, int64_t parameter, const at::Tensor* gradient);
+
+// Gradients of a scalar, which arrive one by one, on whatever thread of autograd computed them; none is kept in `.grad`.
+char* eq_backward(const at::Tensor* loss, const at::Tensor* const* parameters, int64_t count, eq_gradient_ready ready,
+                  void* context) {
+    return guarded([&] {
+        struct Hooks {
+            std::vector<at::Tensor> tensors;
+            std::vector<unsigned> ids;
+            ~Hooks() {
+                for (size_t i = 0; i < ids.size(); ++i) tensors[i].remove_hook(ids[i]);
+            }
+        } hooks;
+        for (int64_t i = 0; i < count; ++i) {
+            hooks.tensors.push_back(*parameters[i]);
+            hooks.ids.push_back(
+                hooks.tensors.back().register_hook([=](const at::Tensor& gradient) { ready(context, i, &gradient); }));
+        }
+        torch::autograd::grad({*loss}, hooks.tensors, /*grad_outputs=*/{}, /*retain_graph=*/false,
+                              /*create_graph=*/false, /*allow_unused=*/true);
     });
 }
 

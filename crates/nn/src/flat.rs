@@ -105,6 +105,11 @@ impl FlatParams {
         &self.slices
     }
 
+    /// The parameters themselves, in order.
+    pub(crate) fn parameters(&self) -> &[Tensor] {
+        &self.parameters
+    }
+
     /// A new flat vector of zeros.
     pub fn zeros(&self) -> Tensor {
         self.values.zeros_like()

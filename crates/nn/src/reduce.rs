@@ -69,8 +69,14 @@ impl GradientTree {
     /// # Panics
     /// If an owned micro-batch was not pushed.
     pub fn finish(&mut self, transport: &dyn Transport, like: &Tensor) -> Result<Tensor> {
+        let sum = self.own_sum();
+        self.next_step();
+        transport.sum(&self.ownership, sum.unwrap_or_else(|| like.zeros_like()))
+    }
+
+    /// The sum over the owned micro-batches, once all are pushed; `None` if there are none.
+    pub(crate) fn own_sum(&mut self) -> Option<Tensor> {
         assert_eq!(self.next, self.owned.end, "all owned micro-batches are pushed before the sum is taken");
-        self.next = self.owned.start;
         // Missing leaves are all to the right, so incomplete subtrees join from the right.
         let mut sum: Option<Tensor> = None;
         while let Some((_, left)) = self.partial.pop() {
@@ -79,7 +85,12 @@ impl GradientTree {
                 None => left,
             });
         }
-        transport.sum(&self.ownership, sum.unwrap_or_else(|| like.zeros_like()))
+        sum
+    }
+
+    /// Makes ready for the next step, once the sum was taken.
+    pub(crate) fn next_step(&mut self) {
+        self.next = self.owned.start;
     }
 }
 

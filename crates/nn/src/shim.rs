@@ -31,6 +31,13 @@ unsafe extern "C" {
     fn eq_nondeterministic_operators(names: *mut *mut c_char) -> *mut c_char;
     fn eq_versions(text: *mut *mut c_char) -> *mut c_char;
     fn eq_cpu_capability(text: *mut *mut c_char) -> *mut c_char;
+    fn eq_backward(
+        loss: TensorPtr,
+        parameters: *const TensorPtr,
+        count: i64,
+        ready: extern "C" fn(*mut c_void, i64, TensorPtr),
+        context: *mut c_void,
+    ) -> *mut c_char;
     fn eq_fused_sgd(
         parameters: TensorPtr,
         gradient: TensorPtr,
@@ -188,6 +195,32 @@ pub(crate) fn versions() -> Result<String> {
 pub(crate) fn cpu_capability() -> Result<String> {
     // SAFETY: the out pointer outlives the call.
     text("cpu capability", |out| unsafe { eq_cpu_capability(out) })
+}
+
+/// Gradients of a scalar `loss` at `parameters`, handed to `ready` with their position as soon as each is known, those
+/// of the last layers first. Parameters that `loss` does not depend on are left out.
+pub(crate) fn backward(
+    loss: &Tensor,
+    parameters: &[Tensor],
+    ready: &mut dyn FnMut(usize, &Tensor),
+) -> Result<()> {
+    type Ready<'a> = &'a mut dyn FnMut(usize, &Tensor);
+    extern "C" fn call(context: *mut c_void, parameter: i64, gradient: TensorPtr) {
+        // SAFETY: `context` is the `ready` below, which outlives the call and is used by one thread at a time: backward
+        // of a CPU runs on the caller's, that of a GPU on its one thread while the caller waits. The gradient is
+        // borrowed: its handle belongs to autograd and is not dropped here.
+        unsafe {
+            let ready = &mut *context.cast::<Ready<'_>>();
+            let borrowed = std::mem::ManuallyDrop::new(Tensor::from_ptr(gradient.cast()));
+            ready(parameter as usize, &borrowed);
+        }
+    }
+    let mut ready: Ready<'_> = ready;
+    let pointers: Vec<TensorPtr> = parameters.iter().map(ptr).collect();
+    let context = (&raw mut ready).cast::<c_void>();
+    // SAFETY: everything outlives the call; `call` gets back the context that it is written for.
+    let error = unsafe { eq_backward(ptr(loss), pointers.as_ptr(), pointers.len() as i64, call, context) };
+    checked("backward", error)
 }
 
 /// Hyper-parameters of [`fused_sgd`], as in torch.optim.SGD.

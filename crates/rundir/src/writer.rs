@@ -3,7 +3,7 @@
 use crate::checkpoint::{Checkpoints, Snapshot};
 use crate::signals;
 use equipoise_base::clock::Clock;
-use equipoise_base::{Error, ExitCode, Result, ResultExt as _};
+use equipoise_base::{Error, ExitCode, Result, ResultExt as _, trace};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
@@ -34,6 +34,7 @@ impl CheckpointWriter {
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
             signals::block_in_this_thread();
             for snapshot in inbox {
+                let _span = trace::numbered("checkpoint", snapshot.step);
                 let start = clock.monotonic();
                 let saved = checkpoints.save(&snapshot);
                 let took = clock.monotonic().saturating_sub(start);

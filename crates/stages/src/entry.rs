@@ -26,6 +26,9 @@ struct Args {
     /// For about so long.
     #[arg(long, hide = true, value_name = "SECONDS", default_value_t = 5.0)]
     rehearse_seconds: f64,
+    /// Record what the ranks do when, as a file for a trace viewer (chrome://tracing, Perfetto).
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Print the schema of recipes.
     #[arg(long, hide = true)]
     print_schema: bool,
@@ -74,6 +77,6 @@ fn start(args: &Args, body: fn(&Step) -> Result<Ended>) -> Result<ExitCode> {
     };
     match &args.rehearse {
         Some(file) => rehearse_stage(config, run, &args.sets, body, (file, args.rehearse_seconds)),
-        None => run_stage(config, run, &args.sets, body),
+        None => run_stage(config, run, &args.sets, args.trace.clone(), body),
     }
 }

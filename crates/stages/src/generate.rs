@@ -7,6 +7,7 @@ use crate::inputs;
 use crate::latent::LatentSource;
 use crate::nets::{DataShape, Frozen, Generator, GeneratorConfig};
 use crate::pretrain::precision;
+use crate::shard_writer::{Committed, Open, ShardWriter};
 use crate::source::{PixelSource, Source};
 use crate::statistics::ClassTable;
 use crate::step::Step;
@@ -14,7 +15,7 @@ use crate::synthesis::{FeedbackOf, Made, SUB_SEEDS, Synthesizer};
 use crate::training::Ended;
 use crate::world::StageClaims;
 use equipoise_base::rng::Key;
-use equipoise_base::{Error, ExitCode, Identity, Result};
+use equipoise_base::{Error, ExitCode, Identity, Result, trace};
 use equipoise_comm::claims::{Claim, Claims};
 use equipoise_config::{method, recipe};
 use equipoise_diffusion::criterion::Criterion;
@@ -27,8 +28,11 @@ use equipoise_shards::{
 use equipoise_telemetry::Progress;
 use equipoise_workplan::{CodecConfig, Layout, LayoutConfig, PlanConfig, Shard};
 use serde::{Deserialize, Serialize};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Keys of `[sets.NAME]`, complete, with those of `[diffusion]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -120,6 +124,7 @@ pub fn run(step: &Step) -> Result<Ended> {
     let done: u64 = set.layout.images() - missing.iter().map(|&id| set.images(id)).sum::<u64>();
     let mut progress = Progress::new(&step.stage.name, "images", done, set.layout.images(), step.is_root());
     let claims = step.claims(missing.iter().map(|&id| id as usize).collect())?;
+    let writer = ShardWriter::start(step.committer())?;
     let mut own = 0;
     let ended = loop {
         match claims.next()? {
@@ -131,16 +136,18 @@ pub fn run(step: &Step) -> Result<Ended> {
                     own += images;
                     step.count_made(images);
                     step.poll_deadline();
+                    set.report(&claims, writer.committed()?)?;
                     progress.set(done + own + set.finished_elsewhere(&claims, &missing));
                     step.report_progress("images", &progress, false)
                 };
-                if !set.make(&shard, &synthesizer, &claims, &mut on_batch)? {
+                if !set.make(&shard, &synthesizer, &claims, &writer, &mut on_batch)? {
                     break Ended::Stopped;
                 }
-                claims.finished(id)?;
             }
         }
     };
+    set.report(&claims, writer.finish()?)?;
+    set.note_parts()?;
     claims.close()?;
     if step.all_done(ended == Ended::Done)? {
         // In an array job other tasks may be at work; whoever finds the set complete finishes it.
@@ -345,7 +352,9 @@ pub(crate) struct Set<'a> {
     codec: Codec,
     image_bytes: u64,
     /// Images in shards that this rank has made.
-    own: std::cell::Cell<u64>,
+    own: Cell<u64>,
+    /// What it has sampled of shards that wait to be committed, and how long that took.
+    sampled: RefCell<BTreeMap<u64, (Range<u64>, Duration)>>,
 }
 
 impl<'a> Set<'a> {
@@ -360,8 +369,21 @@ impl<'a> Set<'a> {
         let folder = step.set_path(&named.set, named.seed);
         let image_bytes =
             params.codec.parse::<CodecConfig>()?.image_bytes(shape.iter().product::<usize>() as u64);
-        let (codec, own) = (codec(&params.codec)?, Default::default());
-        Ok(Self { step, layout, folder, identity, classes, criterion, shape, codec, image_bytes, own })
+        let codec = codec(&params.codec)?;
+        let (own, sampled) = Default::default();
+        Ok(Self {
+            step,
+            layout,
+            folder,
+            identity,
+            classes,
+            criterion,
+            shape,
+            codec,
+            image_bytes,
+            own,
+            sampled,
+        })
     }
 
     /// A shard by its position in the layout.
@@ -461,42 +483,76 @@ impl<'a> Set<'a> {
         })
     }
 
-    /// Makes and commits a shard; `false` when a stop came first and the finished batches were left as a part.
+    /// Makes a shard and hands it over to be committed; `false` when a stop came first and the finished batches are left
+    /// as a part.
     fn make(
         &self,
         shard: &Shard,
         synthesizer: &Synthesizer<'_>,
         claims: &dyn Claims,
+        writer: &ShardWriter,
         on_batch: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<bool> {
-        let mut file = self.begin(shard, synthesizer)?;
-        let (begun, first) = (Instant::now(), file.next_index());
-        let note = |until: u64| self.step.note_work(&shard.path, first..until, begun.elapsed());
+        let begun = Instant::now();
+        let file = self.begin(shard, synthesizer)?;
+        let first = file.next_index();
+        let mut next = first;
+        let (path, part) = (self.folder.join(&shard.path), self.part_path(shard));
+        writer.begin(Open { id: shard.id, group: shard.group, file, path, part })?;
+        let sampled = |until: u64| {
+            self.sampled.borrow_mut().insert(shard.id, (first..until, begun.elapsed()));
+        };
         for batch in shard.batches() {
-            if batch.images.start < file.next_index() {
+            if batch.images.start < next {
                 continue;
             }
             if claims.should_stop()? {
-                if file.next_index() > shard.images.start {
-                    self.step.commit(&self.part_path(shard), &bytes_of(&mut file)?)?;
-                    note(file.next_index());
+                if next > shard.images.start {
+                    writer.leave()?;
+                    sampled(next);
                 }
                 return Ok(false);
             }
             let keep = batch.images.end - batch.images.start;
             // An untrained guide may spoil images; to try them again would tell nothing about good ones.
             let sub_seeds = if self.step.rehearses() { 0 } else { SUB_SEEDS };
-            for made in synthesizer.batch(shard.class, batch.images.start, keep, sub_seeds)? {
-                append(&mut file, &made, shard.group)?;
-            }
+            let made = {
+                let _span = trace::numbered("sample", batch.images.start);
+                synthesizer.batch(shard.class, batch.images.start, keep, sub_seeds)?
+            };
+            writer.batch(made)?;
+            next = batch.images.end;
             on_batch(keep)?;
             self.step.passed("batches", 1);
         }
-        self.own.set(self.own.get() + shard.images.end - shard.images.start);
-        self.step.commit(&self.folder.join(&shard.path), &bytes_of(&mut file)?)?;
-        note(shard.images.end);
-        self.step.remove_if_there(&self.part_path(shard))?;
+        writer.commit()?;
+        sampled(shard.images.end);
         Ok(true)
+    }
+
+    /// Tells the other ranks what this one has committed, and the deadline how long that takes.
+    fn report(&self, claims: &dyn Claims, committed: Vec<Committed>) -> Result<()> {
+        for Committed { id, took } in committed {
+            self.own.set(self.own.get() + self.images(id));
+            self.step.measured_commit(took);
+            let sampled = self.sampled.borrow_mut().remove(&id);
+            self.note_sampled(id, sampled)?;
+            claims.finished(id as usize)?;
+        }
+        Ok(())
+    }
+
+    /// Notes what is on disk by now: after the end, the part of a shard that was left.
+    fn note_parts(&self) -> Result<()> {
+        let left = self.sampled.take();
+        left.into_iter().try_for_each(|(id, sampled)| self.note_sampled(id, Some(sampled)))
+    }
+
+    fn note_sampled(&self, id: u64, sampled: Option<(Range<u64>, Duration)>) -> Result<()> {
+        if let Some((images, took)) = sampled {
+            self.step.note_work(&self.shard(id)?.path, images, took);
+        }
+        Ok(())
     }
 
     /// Writes `index.json` once all shards are there; fails with 1 when images are missing in them.

@@ -5,7 +5,7 @@ use crate::embed::{ImageEmbeddings, TextEmbeddings};
 use crate::nets::DataShape;
 use crate::source::{BatchId, Source};
 use crate::step::Step;
-use equipoise_base::{ClassId, Identity, Result, ensure};
+use equipoise_base::{ClassId, Identity, Result, ensure, trace};
 use equipoise_config::method;
 use equipoise_diffusion::condition_config::{ConditionConfig, ImageCondition};
 use equipoise_diffusion::decoder::{DecodeMemory, Decoder, decode};
@@ -199,6 +199,7 @@ impl Source for LatentSource {
     }
 
     fn images(&self, diffused: Tensor) -> Tensor {
+        let _span = trace::span("decode");
         let memory = DecodeMemory { sliced: self.config.sliced_decode, checkpointed: false };
         resize(&decode(&self.pipeline.decoder, &diffused, memory).to_kind(Kind::Float), self.stored)
     }

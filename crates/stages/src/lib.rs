@@ -24,6 +24,7 @@ mod pretrain;
 pub mod programs;
 pub mod regenerate;
 mod schema;
+mod shard_writer;
 mod source;
 mod stand_in;
 mod statistics;

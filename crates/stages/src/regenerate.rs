@@ -229,7 +229,7 @@ fn make_again(
 /// this machine cannot match the identity of the run.
 pub fn complete(run: &Path, stage: &str) -> Result<ExitCode> {
     let config = RunDir::new(run).config();
-    step::run_stage(&config, run, &[format!("stage={stage}")], complete_stage)
+    step::run_stage(&config, run, &[format!("stage={stage}")], None, complete_stage)
 }
 
 fn complete_stage(step: &Step) -> Result<Ended> {

@@ -11,6 +11,7 @@ mod nccl;
 mod pace;
 mod rehearsal;
 mod stopping;
+mod timeline;
 mod work;
 
 use crate::claim_folder::ClaimFolder;
@@ -18,7 +19,7 @@ use crate::job::{self, Job};
 use crate::training::Ended;
 use crate::world::{self, World};
 use equipoise_base::clock::{Clock, SystemClock};
-use equipoise_base::{Error, ExitCode, Identity, Result, ResultExt, bail, ensure};
+use equipoise_base::{Error, ExitCode, Identity, Result, ResultExt, bail, ensure, trace};
 use equipoise_comm::claim_files::ClaimFiles;
 use equipoise_comm::{Comm, StopFlag};
 use equipoise_config::recipe::{self, Recipe};
@@ -33,6 +34,7 @@ use equipoise_rundir::{
     StageDir, StageKey, Vfs,
 };
 use equipoise_telemetry::{Host, Progress};
+pub use files::Committer;
 use files::{Log, prepared};
 use pace::Pacer;
 pub(crate) use rehearsal::rehearse_stage;
@@ -76,6 +78,9 @@ pub struct Step {
     /// How long they took.
     pacer: Pacer,
     work: Mutex<work::WorkLog>,
+    /// Whether the ranks record spans, and where they go if not beside the logs.
+    traced: bool,
+    trace_file: Option<PathBuf>,
     /// On the root: the open stage and its metrics file.
     root: Option<Mutex<Root>>,
 }
@@ -104,6 +109,7 @@ pub(crate) fn run_stage(
     config: &Path,
     run: &Path,
     sets: &[String],
+    trace_file: Option<PathBuf>,
     body: fn(&Step) -> Result<Ended>,
 ) -> Result<ExitCode> {
     let stop = StopFlag::default();
@@ -117,7 +123,11 @@ pub(crate) fn run_stage(
     let world = world::init()?;
     world.require_size()?;
     init_runtime(&resolved.recipe, &stage, &world)?;
-    let step = Step::open(stage, resolved.recipe, run, world, stop)?;
+    let traced = trace_file.is_some() || resolved.recipe.run.trace;
+    if traced {
+        trace::start();
+    }
+    let step = Step { traced, trace_file, ..Step::open(stage, resolved.recipe, run, world, stop)? };
     step.guard_against_panics();
     let watchdog = step.world.watch(step.lost_peer_reporter())?;
     let stopped = |error: Error| match error.code() {
@@ -206,6 +216,8 @@ impl Step {
             made: AtomicU64::new(0),
             pacer: Pacer::default(),
             work: Mutex::default(),
+            traced: false,
+            trace_file: None,
             attempt: told.attempt,
             identity: stage.identity.clone(),
             stage,
@@ -270,6 +282,8 @@ impl Step {
             made: AtomicU64::new(0),
             pacer: Pacer::default(),
             work: Mutex::default(),
+            traced: false,
+            trace_file: None,
             attempt: 0,
             identity: stage.identity.clone(),
             stage,
@@ -355,6 +369,7 @@ impl Step {
     /// All ranks have done their part: outcome, provenance, exit code.
     fn end(&self, ended: Ended) -> Result<ExitCode> {
         self.comm().barrier()?;
+        self.write_trace()?;
         let (code, state) = match ended {
             Ended::Done | Ended::Part => (ExitCode::Done, State::Done),
             Ended::Stopped => (ExitCode::Requeue, State::Stopped),

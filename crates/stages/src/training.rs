@@ -2,15 +2,15 @@
 //! any step (DESIGN "Elastic training").
 
 use crate::step::Step;
-use equipoise_base::{Error, ExitCode, Result, bail, ensure};
+use equipoise_base::{Error, ExitCode, Result, bail, ensure, trace};
 use equipoise_comm::agree::{Verdict, agree};
 use equipoise_data::{BatchBuilder, Loader, MicroBatch, Request};
 use equipoise_nn::layers::BatchNorm2d;
 use equipoise_nn::reduce::Ownership;
 use equipoise_nn::statistics::RunningStatistics;
 use equipoise_nn::{
-    Ema, EmaConfig, FlatParams, GradientTree, Optimizer, OptimizerConfig, Params, Schedule, ScheduleConfig,
-    Transport, runtime, weights,
+    Ema, EmaConfig, FlatParams, GradientTree, Optimizer, OptimizerConfig, OverlappedTree, Params, Schedule,
+    ScheduleConfig, Transport, runtime, weights,
 };
 use equipoise_rundir::{CheckpointWriter, Snapshot, failpoint};
 use equipoise_telemetry::Progress;
@@ -126,6 +126,8 @@ struct State<'a> {
     schedule: Schedule,
     ema: Option<Ema>,
     tree: GradientTree,
+    /// Where sums travel during backward: the same bits, sooner.
+    overlapped: Option<OverlappedTree>,
     transport: Box<dyn Transport + 'a>,
     running: RunningStatistics<'a>,
     /// What this rank's micro-batches of the step noted for the running statistics.
@@ -164,11 +166,13 @@ impl<'a> State<'a> {
         micro_batches: usize,
     ) -> Result<Self> {
         let flat = FlatParams::new(objective.params())?;
+        let ownership = Ownership::new(micro_batches, step.world())?;
         Ok(Self {
+            overlapped: step.overlapped_tree(&flat, &ownership)?,
             optimizer: config.optimizer.build(&flat)?,
             schedule: Schedule::new(config.schedule.clone(), 1, config.steps)?,
             ema: config.ema.map(|ema| Ema::new(ema, &flat)).transpose()?,
-            tree: GradientTree::new(Ownership::new(micro_batches, step.world())?, step.rank()),
+            tree: GradientTree::new(ownership, step.rank()),
             transport: step.gradient_transport()?,
             writer: step.checkpoint_writer()?,
             running: RunningStatistics::new(objective.batch_norms()),
@@ -199,8 +203,15 @@ impl<'a> State<'a> {
         let mut progress = Progress::new(&step.stage.name, "steps", first, steps, step.is_root());
         self.worked = Worked::since(first);
         for now in first..steps {
+            let _span = trace::numbered("step", now);
             let losses = self.accumulate(now, &mut loader)?;
-            let gradient = self.tree.finish(&*self.transport, self.flat.values())?;
+            let gradient = {
+                let _span = trace::span("reduce");
+                match &mut self.overlapped {
+                    Some(tree) => tree.finish(&self.flat)?,
+                    None => self.tree.finish(&*self.transport, self.flat.values())?,
+                }
+            };
             let (losses, finite) = read_back(&losses, &gradient);
             self.transport.check()?;
             match self.verdict(finite)? {
@@ -265,16 +276,25 @@ impl<'a> State<'a> {
         self.noted.clear();
         let mut losses = Vec::with_capacity(owned.len());
         for micro in owned {
-            let batch = loader
-                .next()
-                .ok_or_else(|| Error::new(ExitCode::Bug, "the loader ended before the training"))??;
-            let mut loss = self.objective.loss(&batch)?;
+            let batch = {
+                let _span = trace::span("data wait");
+                let ended = || Error::new(ExitCode::Bug, "the loader ended before the training");
+                loader.next().ok_or_else(ended)??
+            };
+            let mut loss = {
+                let _span = trace::numbered("forward", micro as u64);
+                self.objective.loss(&batch)?
+            };
             if failpoint::poisoned("loss", &|| format!("step {now},")) {
                 loss = loss * f64::NAN;
             }
-            let gradient = self.flat.gradient(&(&loss / all as f64));
             self.noted.extend(self.running.take()?);
-            self.tree.push(micro, gradient);
+            let _span = trace::numbered("backward", micro as u64);
+            let scaled = &loss / all as f64;
+            match &mut self.overlapped {
+                Some(tree) => tree.backward(&self.flat, micro, &scaled)?,
+                None => self.tree.push(micro, self.flat.gradient(&scaled)),
+            }
             losses.push(loss.detach());
         }
         Ok(losses)
@@ -317,6 +337,7 @@ impl<'a> State<'a> {
     }
 
     fn apply(&mut self, now: u64, gradient: &Tensor) -> Result<()> {
+        let _span = trace::span("optimizer");
         let lr = self.config.optimizer.lr() * self.schedule.factor(now);
         self.optimizer.step(&self.flat, gradient, lr)?;
         self.running.fold(&*self.transport, self.tree.ownership(), &self.noted)?;
@@ -349,6 +370,7 @@ impl<'a> State<'a> {
     /// Hands the state after `step` steps to the writer's thread; training goes on meanwhile.
     fn checkpoint(&mut self, step: u64) -> Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
+        let _span = trace::numbered("checkpoint handed over", step);
         let bytes = |tensors: &[(String, Tensor)]| weights::to_bytes(tensors, &BTreeMap::new());
         let mut files = BTreeMap::from([
             ("model.safetensors".to_string(), bytes(&self.objective.params().all())?),

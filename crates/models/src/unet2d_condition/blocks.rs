@@ -1,5 +1,6 @@
 //! The levels of the U-Net.
 
+use super::conditioning::Conditioning;
 use super::config::UNet2DConditionConfig;
 use super::transformer::{AttentionShape, Transformer2D};
 use crate::blocks2d::{Downsample2D, Norm, ResnetBlock2D, Upsample2D};
@@ -11,8 +12,8 @@ use tch::Tensor;
 pub(super) struct Context<'a> {
     /// SiLU of the time embedding [N, E].
     pub(super) embedding: &'a Tensor,
-    /// Text embeddings [N, L, D].
-    pub(super) text: &'a Tensor,
+    /// Text embeddings.
+    pub(super) condition: &'a Conditioning,
 }
 
 /// A residual block and, in levels that attend, a transformer.
@@ -39,7 +40,7 @@ impl Layer {
     fn forward(&self, x: &Tensor, context: &Context) -> Tensor {
         let x = self.resnet.forward(x, Some(context.embedding));
         match &self.attention {
-            Some(attention) => attention.forward(&x, context.text),
+            Some(attention) => attention.forward(&x, context.condition),
             None => x,
         }
     }
@@ -120,7 +121,7 @@ impl MidBlock {
 
     pub(super) fn forward(&self, x: &Tensor, context: &Context) -> Tensor {
         let [first, second] = &self.resnets;
-        let x = self.attention.forward(&first.forward(x, Some(context.embedding)), context.text);
+        let x = self.attention.forward(&first.forward(x, Some(context.embedding)), context.condition);
         second.forward(&x, Some(context.embedding))
     }
 }

@@ -1,5 +1,6 @@
 //! Attention to the image itself and to the text.
 
+use super::conditioning::Conditioning;
 use crate::blocks2d::{Norm, attend, map_of, rows_of};
 use equipoise_nn::Scope;
 use equipoise_nn::layers::{Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear};
@@ -47,10 +48,14 @@ impl Attention {
         }
     }
 
-    /// `x` [N, T, C], `context` [N, S, D] to [N, T, C].
-    fn forward(&self, x: &Tensor, context: &Tensor) -> Tensor {
+    /// Keys and values of `context` [N, S, D], both [N, S, C].
+    fn keys(&self, context: &Tensor) -> (Tensor, Tensor) {
+        (self.to_k.forward(context), self.to_v.forward(context))
+    }
+
+    /// `x` [N, T, C], keys and values [N, S, C] to [N, T, C].
+    fn forward(&self, x: &Tensor, (key, value): (Tensor, Tensor)) -> Tensor {
         let query = self.to_q.forward(x);
-        let (key, value) = (self.to_k.forward(context), self.to_v.forward(context));
         let mixed = if self.upcast && matches!(query.kind(), Kind::Half | Kind::BFloat16) {
             let float = |x: &Tensor| x.to_kind(Kind::Float);
             full(x.device(), || attend(&float(&query), &float(&key), &float(&value), self.heads))
@@ -91,10 +96,11 @@ impl TransformerBlock {
         }
     }
 
-    fn forward(&self, x: &Tensor, text: &Tensor) -> Tensor {
+    fn forward(&self, x: &Tensor, condition: &Conditioning) -> Tensor {
         let normed = self.norm1.forward(x);
-        let x = x + self.attn1.forward(&normed, &normed);
-        let x = &x + self.attn2.forward(&self.norm2.forward(&x), text);
+        let x = x + self.attn1.forward(&normed, self.attn1.keys(&normed));
+        let keys = condition.next_keys(|text| self.attn2.keys(text));
+        let x = &x + self.attn2.forward(&self.norm2.forward(&x), keys);
         let gated = self.gated.forward(&self.norm3.forward(&x)).chunk(2, -1);
         &x + self.out.forward(&(&gated[0] * gated[1].gelu("none")))
     }
@@ -132,14 +138,14 @@ impl Transformer2D {
         Self { norm, projection: entry, blocks }
     }
 
-    /// Keeps the shape [N, C, H, W]; `text` is [N, L, D].
-    pub(super) fn forward(&self, x: &Tensor, text: &Tensor) -> Tensor {
+    /// Keeps the shape [N, C, H, W].
+    pub(super) fn forward(&self, x: &Tensor, condition: &Conditioning) -> Tensor {
         let normed = self.norm.forward(x);
         let rows = match &self.projection {
             Projection::Linear(proj_in, _) => proj_in.forward(&rows_of(&normed)),
             Projection::Conv(proj_in, _) => rows_of(&proj_in.forward(&normed)),
         };
-        let rows = self.blocks.iter().fold(rows, |rows, block| block.forward(&rows, text));
+        let rows = self.blocks.iter().fold(rows, |rows, block| block.forward(&rows, condition));
         x + match &self.projection {
             Projection::Linear(_, proj_out) => map_of(&proj_out.forward(&rows), x),
             Projection::Conv(_, proj_out) => proj_out.forward(&map_of(&rows, x)),

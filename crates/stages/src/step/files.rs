@@ -4,13 +4,62 @@
 use super::Step;
 use equipoise_base::{Error, Result, bail};
 use equipoise_rundir::vfs::VfsFile;
-use equipoise_rundir::{Vfs, commit_bytes, commit_json, create_dirs};
+use equipoise_rundir::{LeaseGuard, Vfs, commit_bytes, commit_json, create_dirs};
 use serde::Serialize;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Commits files of a stage from any thread, under its lease; in a rehearsal it does nothing.
+#[derive(Clone)]
+pub struct Committer {
+    vfs: Arc<dyn Vfs>,
+    guard: LeaseGuard,
+    rehearses: bool,
+}
+
+impl Committer {
+    /// For a stage whose lease this guards.
+    pub fn new(vfs: Arc<dyn Vfs>, guard: LeaseGuard) -> Self {
+        Self { vfs, guard, rehearses: false }
+    }
+
+    /// Commits a file, making its folder; how long that took.
+    ///
+    /// # Errors
+    /// 69 if the lease is lost, 74 if it cannot be written.
+    pub fn commit(&self, path: &Path, bytes: &[u8]) -> Result<Duration> {
+        if self.rehearses {
+            return Ok(Duration::ZERO);
+        }
+        let start = Instant::now();
+        commit_bytes(&*self.vfs, &prepared(&*self.vfs, path)?, bytes, Some(&self.guard))?;
+        Ok(start.elapsed())
+    }
+
+    /// Removes a file that may not be there.
+    ///
+    /// # Errors
+    /// 69 if the lease is lost, 74 if it cannot be removed.
+    pub fn remove_if_there(&self, path: &Path) -> Result<()> {
+        if self.rehearses {
+            return Ok(());
+        }
+        self.guard.check()?;
+        match self.vfs.remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(|error| Error::io("remove", path, error)),
+        }
+    }
+}
 
 impl Step {
+    /// What commits for this stage in another thread; tell [`Step::measured_commit`] how long that took.
+    pub fn committer(&self) -> Committer {
+        Committer { rehearses: self.rehearses(), ..Committer::new(self.vfs.clone(), self.guard.clone()) }
+    }
+
     /// The file system.
     pub fn vfs(&self) -> &dyn Vfs {
         &*self.vfs
@@ -51,12 +100,7 @@ impl Step {
     /// # Errors
     /// 69 if the lease is lost, 74 if it cannot be written.
     pub fn commit(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        if self.rehearses() {
-            return Ok(());
-        }
-        let start = Instant::now();
-        commit_bytes(&*self.vfs, &prepared(&*self.vfs, path)?, bytes, Some(&self.guard))?;
-        self.measured_commit(start.elapsed());
+        self.measured_commit(self.committer().commit(path, bytes)?);
         Ok(())
     }
 
@@ -81,21 +125,6 @@ impl Step {
         }
         self.guard.check()?;
         self.vfs.remove_file(path).map_err(|error| Error::io("remove", path, error))
-    }
-
-    /// Removes a file that may not be there.
-    ///
-    /// # Errors
-    /// As [`Step::discard`].
-    pub fn remove_if_there(&self, path: &Path) -> Result<()> {
-        if self.rehearses() {
-            return Ok(());
-        }
-        self.guard.check()?;
-        match self.vfs.remove_file(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.map_err(|error| Error::io("remove", path, error)),
-        }
     }
 
     /// Removes a folder with what is in it, if it is there.

@@ -10,7 +10,8 @@ use crate::world::World;
 use equipoise_base::{Result, bail};
 use equipoise_comm::Comm;
 use equipoise_config::{Kind, Stage};
-use equipoise_nn::{HostTree, Transport, runtime};
+use equipoise_nn::reduce::Ownership;
+use equipoise_nn::{FlatParams, HostTree, OverlappedTree, Transport, runtime};
 use equipoise_rundir::Process;
 use std::collections::{BTreeMap, BTreeSet};
 use tch::Device;
@@ -101,6 +102,21 @@ impl Step {
             #[cfg(not(feature = "nccl"))]
             Choice::Nccl { .. } => bail!(Bug, "this build has no NCCL"),
         }
+    }
+}
+
+impl Step {
+    /// Sums that travel during backward, where ranks exchange through host memory; a collective.
+    ///
+    /// # Errors
+    /// 74 if no thread can be started.
+    pub fn overlapped_tree(
+        &self,
+        flat: &FlatParams,
+        ownership: &Ownership,
+    ) -> Result<Option<OverlappedTree>> {
+        let overlaps = self.gradients == Choice::Tree && self.world() > 1;
+        overlaps.then(|| OverlappedTree::new(flat, ownership, self.world.shared())).transpose()
     }
 }
 
