@@ -25,7 +25,7 @@ fn second_rank(process: &Process) -> Found {
 #[ignore = "a minute of waiting for the watchdog"]
 fn a_slow_rank_is_waited_for_and_a_stuck_one_is_not() {
     let folder = TempRun::default();
-    let mut process = Process::spawn(run(&folder.join("run"), 2, &["generate.plan.n=4000"]));
+    let mut process = Process::spawn(run(&folder.join("run"), 2, &["sets.feedback.plan.n=4000"]));
     process.wait_for_output("generate.feedback.k0: attempt", PATIENCE);
     let rank = second_rank(&process);
     // One tenth of its speed.
