@@ -27,7 +27,8 @@ fn a_damaged_shard_is_found_refused_and_made_again() {
     let finished = TempRun::default();
     finish(run(&finished.join("run"), 2, &[]));
     let expected = results(&finished.join("run"));
-    let damages: [(&str, fn(&Path)); 4] = [
+    type Damage = (&'static str, fn(&Path));
+    let damages: [Damage; 4] = [
         ("a flipped bit", |path| change(path, |bytes| bytes[5000] ^= 16)),
         ("cut off", |path| change(path, |bytes| bytes.truncate(4096))),
         ("empty", |path| change(path, Vec::clear)),

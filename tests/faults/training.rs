@@ -163,8 +163,8 @@ fn a_kill_at_any_write_of_training_changes_nothing() {
         // Once the outcome says that all is done, the stage is, whatever becomes of its ranks.
         assert_ne!(status.code(), Some(75), "{what}");
         let trace = std::fs::read_to_string(copy.join("trace")).unwrap();
-        let own = trace.lines().filter_map(Point::of_line).filter(|other| other.rank == point.rank);
-        assert_eq!(own.last().as_ref(), Some(point), "{what}: it was not hit");
+        let mut own = trace.lines().filter_map(Point::of_line).filter(|other| other.rank == point.rank);
+        assert_eq!(own.next_back().as_ref(), Some(point), "{what}: it was not hit");
         lost = lost.max(logged_step(&path).saturating_sub(newest_checkpoint(&path)));
         resume(&path);
         assert_same(&finished, &path, &what);
@@ -324,7 +324,8 @@ fn ranks_fall_back_together_from_a_damaged_checkpoint() {
     let mut process = start(&stopped.join("run"), &SETS, &fail.to_string());
     assert_ne!(process.wait(PATIENCE).code(), Some(0));
     process.wait_for_no_orphans(SURVIVORS_GONE);
-    let damages: [(&str, fn(&mut Vec<u8>)); 4] = [
+    type Damage = (&'static str, fn(&mut Vec<u8>));
+    let damages: [Damage; 4] = [
         ("model.safetensors", |bytes| bytes[900] ^= 1),
         ("optimizer.safetensors", |bytes| bytes.truncate(1000)),
         ("MANIFEST.json", |bytes| bytes[30] ^= 1),

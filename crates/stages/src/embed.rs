@@ -204,7 +204,7 @@ struct Stored {
 }
 
 enum Rows {
-    File(FeatureReader),
+    File(Box<FeatureReader>),
     /// What a rehearsal takes for rows of this length that no stage has made yet.
     StandIn(i64),
 }
@@ -221,7 +221,7 @@ impl Stored {
             "{}: made with other weights than the generator's folder has",
             path.display()
         );
-        Ok(Self { rows: Rows::File(file), path })
+        Ok(Self { rows: Rows::File(Box::new(file)), path })
     }
 
     /// As [`Self::open`]; for a rehearsal before there is a file, rows of length `dim`.

@@ -286,7 +286,7 @@ impl<'a> State<'a> {
                 self.objective.loss(&batch)?
             };
             if failpoint::poisoned("loss", &|| format!("step {now},")) {
-                loss = loss * f64::NAN;
+                loss *= f64::NAN;
             }
             self.noted.extend(self.running.take()?);
             let _span = trace::numbered("backward", micro as u64);
