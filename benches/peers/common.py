@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 import time
 
 import torch
@@ -11,6 +12,8 @@ def arguments(parser):
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--serve", action="store_true", help="a window for each line on standard input")
+    parser.add_argument("--profile", action="store_true", help="say where the time of a round goes")
     parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=5)
@@ -40,14 +43,39 @@ def measure(args, images, one_round):
         return (time.perf_counter() - start) / max(rounds, 1)
 
     window(args.warmup)
-    seconds = [window(args.rounds) for _ in range(max(args.windows, 1))]
+    if args.serve:
+        seconds = []
+        print(json.dumps({"ready": True}), flush=True)
+        for _ in sys.stdin:
+            seconds.append(window(args.rounds))
+            print(json.dumps({"seconds": seconds[-1]}), flush=True)
+    else:
+        seconds = [window(args.rounds) for _ in range(max(args.windows, 1))]
+    if not seconds:
+        sys.exit("no window was asked for")
     median = statistics.median(seconds)
-    return {
+    parts = profile(one_round) if args.profile else {}
+    return parts | {
         "images_per_s": images / median,
         "median_ms": 1e3 * median,
         "mad_ms": 1e3 * statistics.median(abs(second - median) for second in seconds),
         "windows_ms": [1e3 * second for second in seconds],
     }
+
+
+def profile(one_round, shown=12):
+    """Where a round's time goes: operators by their own time, and what is left for Python and dispatching."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        one_round()
+    start = time.perf_counter()
+    one_round()
+    wall = time.perf_counter() - start
+    events = sorted(recorded.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    operators = {event.key: round(1e-3 * event.self_cpu_time_total, 3) for event in events[:shown]}
+    # Containers such as convolution's layers of dispatch compute nothing: what is not a kernel is overhead.
+    calls = sum(event.count for event in events)
+    inside = 1e-6 * sum(event.self_cpu_time_total for event in events)
+    return {"profile": {"wall_ms": 1e3 * wall, "operator_calls": calls, "recorded_ms": 1e3 * inside, "top_ms": operators}}
 
 
 def report(args, bench, case, line):

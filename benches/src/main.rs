@@ -1,9 +1,22 @@
 //! Timed loops over the product's own code, to set beside `benches/peers`, and NCCL on a GPU.
 //!
-//! Every command prints one JSON line; `benches/gpu/run.sh` collects them.
+//! Every command prints one JSON line at its end; `cargo xtask bench` and `benches/gpu/run.sh` collect them.
 
+mod checkpoint;
+mod decode;
+mod distances;
+mod dump;
+mod end_to_end;
+mod guide;
+mod latent;
 mod nccl;
+mod noise;
+mod parts;
+mod photos;
+mod planning;
 mod sampling;
+mod shards;
+mod step;
 mod timing;
 mod training;
 
@@ -30,6 +43,20 @@ enum What {
     Training(training::Args),
     /// Images of the committed generator, by DDIM with classifier-free guidance.
     Sampling(sampling::Args),
+    /// Training steps fed by the loader.
+    EndToEnd(end_to_end::Args),
+    /// Images of a latent diffusion out of a Hugging Face folder.
+    Latent(latent::Args),
+    /// Photos to training images on one core.
+    Decode(decode::Args),
+    /// A shard of images from memory to disk.
+    Shards(shards::Args),
+    /// Checkpoints of a ResNet-50.
+    Checkpoint(checkpoint::Args),
+    /// PRDC or FID of random features.
+    Distances(distances::Args),
+    /// Planning a million images for 1,024 ranks.
+    Planning(planning::Args),
     /// A group of one rank: load the library, make an id, reduce, ask for errors, leave.
     Nccl,
 }
@@ -54,6 +81,13 @@ fn run(cli: &Cli) -> Result<serde_json::Value> {
     let mut line = match &cli.what {
         What::Training(args) => training::run(args),
         What::Sampling(args) => sampling::run(args),
+        What::EndToEnd(args) => end_to_end::run(args),
+        What::Latent(args) => latent::run(args),
+        What::Decode(args) => decode::run(args),
+        What::Shards(args) => shards::run(args),
+        What::Checkpoint(args) => checkpoint::run(args),
+        What::Distances(args) => distances::run(args),
+        What::Planning(args) => planning::run(args),
         What::Nccl => nccl::run(),
     }?;
     line["device"] = cli.device.clone().into();

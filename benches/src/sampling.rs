@@ -1,22 +1,27 @@
-//! Sampling with the committed Fashion-MNIST generator, as the quickstart does it.
+//! Sampling with the committed Fashion-MNIST generator, as the quickstart does it: plain, or with the judge's feedback.
 
+use crate::dump::dump;
+use crate::guide::{CLASSES, Judge};
+use crate::noise::normals;
+use crate::parts::Parts;
 use crate::timing::Repeats;
-use equipoise_base::rng::Key;
-use equipoise_base::{Error, Result};
+use equipoise_base::{Error, ExitCode, Result, ResultExt as _};
+use equipoise_diffusion::criterion::{Guide, Targets, Viewed};
 use equipoise_diffusion::ddim::{DdimConfig, Spacing};
-use equipoise_diffusion::guidance::ClassConditional;
+use equipoise_diffusion::feedback::{Feedback, FeedbackConfig};
+use equipoise_diffusion::guidance::{ClassConditional, Denoiser};
 use equipoise_diffusion::prediction::Prediction;
 use equipoise_diffusion::sampler::{Sampled, Sampler, SamplerConfig, unobserved};
 use equipoise_diffusion::schedule::{BetaSchedule, DiffusionScheduleConfig};
+use equipoise_diffusion::view::View;
 use equipoise_models::adm::{AdmConfig, AdmShape, AdmUNet};
 use equipoise_nn::{Params, Precision, runtime, weights};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-/// Classes of the data; the label after them stands for none.
-const CLASSES: i64 = 10;
+/// Time steps that the generator was trained with.
+const TRAIN_STEPS: i64 = 1000;
 /// Height and width.
 const SIZE: i64 = 28;
 
@@ -38,6 +43,15 @@ pub struct Args {
     /// fp32 (never TF32) or bf16.
     #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
     precision: String,
+    /// Feedback of the committed judge, as in the quickstart.
+    #[arg(long)]
+    feedback: bool,
+    /// The judge.
+    #[arg(long, default_value = "configs/weights/fashion-mnist-judge.safetensors")]
+    judge: PathBuf,
+    /// Say where the time of a round goes.
+    #[arg(long)]
+    profile: bool,
     /// Write starting noise, labels and images of one batch to this safetensors file: the peer must make the same.
     #[arg(long)]
     dump: Option<PathBuf>,
@@ -68,7 +82,7 @@ fn network(params: &Params) -> Result<AdmUNet> {
 
 fn sampler(steps: i64) -> Result<Sampler> {
     let schedule = DiffusionScheduleConfig {
-        num_train_timesteps: 1000,
+        num_train_timesteps: TRAIN_STEPS,
         beta_schedule: BetaSchedule::Cosine,
         beta_start: 1e-4,
         beta_end: 0.02,
@@ -97,35 +111,53 @@ pub fn run(args: &Args) -> Result<Value> {
     params.load(&args.weights.display().to_string(), &weights::read(&args.weights)?)?;
     params.freeze();
     let precision = if args.precision == "bf16" { Precision::Bf16 } else { Precision::Fp32 };
-    let mut noise = vec![0f32; (args.batch * SIZE * SIZE) as usize];
-    Key::new(0, "bench").stream().fill_normal(&mut noise);
-    let start = Tensor::from_slice(&noise).view([args.batch, 1, SIZE, SIZE]).to_device(device);
+    let start = normals("bench", &[args.batch, 1, SIZE, SIZE]).to_device(device);
     let labels = Tensor::arange(args.batch, (Kind::Int64, device)).remainder(CLASSES);
-    let (sampler, mut images) = (sampler(args.steps)?, start.shallow_clone());
-    let mut batch = || -> Result<()> {
-        let denoiser = ClassConditional::guided(&unet, labels.shallow_clone(), CLASSES, args.cfg_scale);
+    let sampler = sampler(args.steps)?;
+    let judge = args.feedback.then(|| Judge::committed(&args.judge)).transpose()?;
+    let view = View::new([SIZE; 2], &[0.286], &[0.353], Kind::Float, device)?;
+    let parts = Parts::default();
+    let batch = || -> Result<Tensor> {
+        let conditional = ClassConditional::guided(&unet, labels.shallow_clone(), CLASSES, args.cfg_scale);
+        let denoiser = parts.timed("network", &conditional as &dyn Denoiser);
+        let seen = judge.as_ref().map(|judge| Viewed::new(judge, &view));
+        let guide = seen.as_ref().map(|seen| parts.timed("classifier", seen as &dyn Guide));
+        let feedback = guide.as_ref().map(|guide| feedback(guide, &labels)).transpose()?;
         let no_noise = &mut |_| Ok(start.zeros_like());
-        let sampled = precision
-            .scope(device, || sampler.sample(&denoiser, &start, None, no_noise, &mut unobserved))??;
-        images = sampled.map(|Sampled { images, .. }| images.to_device(tch::Device::Cpu)).unwrap_or_default();
-        Ok(())
+        let sampled = precision.scope(device, || {
+            sampler.sample(&denoiser, &start, feedback.as_ref(), no_noise, &mut unobserved)
+        })??;
+        match sampled {
+            Some(Sampled { images, .. }) => Ok(images.to_device(Device::Cpu)),
+            None => Err(Error::new(ExitCode::Bug, "sampling broke off")),
+        }
     };
-    let mut line = args.repeats.measure(args.batch, &mut batch)?;
     if let Some(path) = &args.dump {
-        let tensors = [("start", &start), ("labels", &labels), ("images", &images)];
-        let named: Vec<_> = tensors.map(|(name, tensor)| (name.to_string(), tensor.shallow_clone())).into();
-        write(path, &weights::to_bytes(&named, &BTreeMap::new())?)?;
+        let tensors = [("start", &start), ("labels", &labels), ("images", &batch()?)];
+        dump(path, &tensors.map(|(name, tensor)| (name.to_string(), tensor.shallow_clone())))?;
+    }
+    let mut line = args.repeats.measure(args.batch, || batch().map(drop))?;
+    parts.take();
+    if args.profile {
+        drop(batch()?);
+        line["profile"] = parts.take();
     }
     line["bench"] = "sampling".into();
     line["side"] = "equipoise".into();
     line["case"] = json!({
         "batch": args.batch, "steps": args.steps, "cfg_scale": args.cfg_scale, "precision": args.precision,
-        "tf32": false,
+        "feedback": args.feedback, "tf32": false,
     });
     Ok(line)
 }
 
-#[allow(clippy::disallowed_methods, reason = "a file for the peer, not in a run directory")]
-fn write(path: &std::path::Path, bytes: &[u8]) -> Result<()> {
-    std::fs::write(path, bytes).map_err(|error| Error::io("write", path, error))
+/// The quickstart's feedback.
+fn feedback<'a>(guide: &'a dyn Guide, labels: &Tensor) -> Result<Feedback<'a>> {
+    let config = json!({
+        "criterion": "entropy", "omega": 0.03, "every": 1, "offset": 0, "path": "detached",
+        "update": "norm_matched", "max_t": 0.8,
+    });
+    let config: FeedbackConfig = serde_json::from_value(config).or_exit(ExitCode::Bug, "feedback")?;
+    let targets = Targets { labels: labels.shallow_clone(), statistics: None };
+    Feedback::new(&config, guide, targets, TRAIN_STEPS)
 }

@@ -1,8 +1,12 @@
 //! Repeated measurements: medians of windows, the device waited for at the end of each.
+//!
+//! With `--serve` a window is run for every line on standard input and its seconds are printed, so that two processes
+//! can take turns (`cargo xtask bench`).
 
-use equipoise_base::Result;
+use equipoise_base::{ExitCode, Result, ResultExt as _};
 use equipoise_nn::runtime;
 use serde_json::{Value, json};
+use std::io::{BufRead as _, Write as _};
 use std::time::Instant;
 use tch::Device;
 
@@ -18,6 +22,9 @@ pub struct Repeats {
     /// Rounds before the first window.
     #[arg(long, default_value_t = 5)]
     warmup: usize,
+    /// A window for each line on standard input, until it ends.
+    #[arg(long)]
+    serve: bool,
 }
 
 impl Repeats {
@@ -34,8 +41,20 @@ impl Repeats {
         };
         window(self.warmup, &mut round)?;
         let mut seconds = Vec::new();
-        for _ in 0..self.windows.max(1) {
-            seconds.push(window(self.rounds, &mut round)?);
+        match self.serve {
+            true => {
+                say(&json!({ "ready": true }))?;
+                for line in std::io::stdin().lock().lines() {
+                    line.or_exit(ExitCode::Io, "standard input")?;
+                    seconds.push(window(self.rounds, &mut round)?);
+                    say(&json!({ "seconds": seconds.last() }))?;
+                }
+            }
+            false => {
+                for _ in 0..self.windows.max(1) {
+                    seconds.push(window(self.rounds, &mut round)?);
+                }
+            }
         }
         let median = median(&seconds);
         let deviations: Vec<f64> = seconds.iter().map(|second| (second - median).abs()).collect();
@@ -55,7 +74,17 @@ fn wait() {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
+/// A line for whoever takes turns with this process.
+fn say(line: &Value) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).or_exit(ExitCode::Io, "standard output")
+}
+
+/// The middle of some numbers; NaN of none.
+pub fn median(values: &[f64]) -> f64 {
+    if values.is_empty() {
+        return f64::NAN;
+    }
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
@@ -74,7 +103,7 @@ mod tests {
 
     #[test]
     fn warm_up_and_windows_are_run() {
-        let (mut rounds, repeats) = (0, Repeats { windows: 3, rounds: 4, warmup: 2 });
+        let (mut rounds, repeats) = (0, Repeats { windows: 3, rounds: 4, warmup: 2, serve: false });
         let round = || {
             rounds += 1;
             Ok(())

@@ -1,5 +1,6 @@
 //! Developer tasks: `cargo xtask --help`.
 
+mod bench;
 mod deps;
 mod faults;
 mod gpu;
@@ -45,6 +46,8 @@ enum Task {
     Soak(soak::Args),
     /// On a fresh machine: set up, build, and run the main job on real images.
     Quickstart(quickstart::Args),
+    /// Measure ours beside what a user would run instead.
+    Bench(bench::Args),
     /// Build and pack what benches/gpu/run.sh needs on a machine with a GPU.
     Gpu,
 }
@@ -71,6 +74,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Oracle(args) => oracle::run(&args),
         Task::Soak(args) => soak::run(&args),
         Task::Quickstart(args) => quickstart::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Gpu => gpu::run(),
     }
 }
