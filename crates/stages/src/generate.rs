@@ -332,8 +332,8 @@ fn layout(step: &Step, params: &GenerateParams) -> Result<Layout> {
         let split = &params.split;
         Error::config(format!("data.splits.{split}: a plan by group needs a source that says contexts"))
     };
-    let groups = inputs::split_groups(step, &params.split)?.ok_or_else(no_groups)?;
-    Layout::grouped(config, &step.classes()?, &plan.plan(&groups.counts()).synthetic())
+    let counts = inputs::group_counts(step, &params.split)?.ok_or_else(no_groups)?;
+    Layout::grouped(config, &step.classes()?, &plan.plan(&counts).synthetic())
 }
 
 /// A set being made.

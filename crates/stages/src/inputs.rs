@@ -77,12 +77,27 @@ impl SplitGroups {
     }
 }
 
-/// The groups of a prepared split; none if it has none. No pixel is read.
+/// Real images per group of a prepared split; none if it has no groups.
+///
+/// # Errors
+/// As [`split_groups`].
+pub fn group_counts(step: &Step, split: &str) -> Result<Option<Vec<u64>>> {
+    if step.rehearses() && !split_file(step, split).exists() {
+        // As in `split_counts`.
+        return Ok(step.groups()?.map(|groups| vec![1; groups.len()]));
+    }
+    Ok(split_groups(step, split)?.map(|groups| groups.counts()))
+}
+
+/// The groups of a prepared split; none if it has none, or for a rehearsal before it is there. No pixel is read.
 ///
 /// # Errors
 /// 65 naming the file if it is damaged.
 pub fn split_groups(step: &Step, split: &str) -> Result<Option<SplitGroups>> {
     let path = split_file(step, split);
+    if step.rehearses() && !path.exists() {
+        return Ok(None);
+    }
     let packed = PackedReader::open(&path)?;
     let names = packed.meta().group_names.clone();
     if names.is_empty() {
