@@ -87,9 +87,9 @@ impl OverlappedTree {
         bucket: i64,
     ) -> Result<Self> {
         let plan = Plan::new(flat.slices(), flat.len(), bucket);
-        let tree = |_| GradientTree::new(ownership.clone(), comm.rank());
+        let tree = |_| GradientTree::new(*ownership, comm.rank());
         let trees = plan.ranges.iter().map(tree).collect();
-        Ok(Self { plan, trees, exchange: Exchange::start(comm, ownership.clone())?, first: None })
+        Ok(Self { plan, trees, exchange: Exchange::start(comm, *ownership)?, first: None })
     }
 
     /// Backward of the next owned micro-batch's scalar `loss`. Buckets of the last one are on their way when it returns.
@@ -250,7 +250,7 @@ mod tests {
         let model = Model::new();
         let flat = FlatParams::new(&model.params).unwrap();
         let ownership = Ownership::new(micro_batches, comm.size()).unwrap();
-        let mut tree = GradientTree::new(ownership.clone(), comm.rank());
+        let mut tree = GradientTree::new(ownership, comm.rank());
         let whole = (0..2).map(|_| {
             tree.owned().for_each(|index| tree.push(index, flat.gradient(&model.loss(index))));
             raw_bytes(&tree.finish(&HostTree(&*comm), flat.values()).unwrap())
