@@ -51,7 +51,7 @@ pub const CASES: &[Case] = &[
         ours: &["training", "--model", "resnet32", "--rounds", "1", "--warmup", "2"],
         peers: &[peer("PyTorch", "training", &["--model", "resnet32", "--rounds", "1", "--warmup", "2"])],
         bar: Bar::Ratio(1.0),
-        seconds: 24.,
+        seconds: 18.,
     },
     Case {
         name: "training-resnet50",
@@ -78,7 +78,7 @@ pub const CASES: &[Case] = &[
             &["--model", "resnet32", "--memory-format", "contiguous", "--rounds", "1", "--warmup", "2"],
         )],
         bar: Bar::Ratio(2.0),
-        seconds: 24.,
+        seconds: 18.,
     },
     Case {
         name: "training-resnet50-bf16",
@@ -251,7 +251,7 @@ pub const CASES: &[Case] = &[
             ],
         )],
         bar: Bar::Ratio(1.0),
-        seconds: 24.,
+        seconds: 18.,
     },
     Case {
         name: "latent-tiny",
@@ -406,7 +406,7 @@ pub const CASES: &[Case] = &[
             ),
         ],
         bar: Bar::Ratio(1.0),
-        seconds: 50.,
+        seconds: 40.,
     },
     Case {
         name: "latent-medium-feedback",
@@ -447,7 +447,7 @@ pub const CASES: &[Case] = &[
             ],
         )],
         bar: Bar::Ratio(1.0),
-        seconds: 60.,
+        seconds: 45.,
     },
     Case {
         name: "decode",
