@@ -151,7 +151,10 @@ mod tests {
         let of = |rescale| Vec::<f64>::try_from(&dropout(rescale).apply(&x, &uniform).get(0)).unwrap();
         assert_eq!(of(DropoutRescale::None), [0., 0., 1., 1.]);
         assert_eq!(of(DropoutRescale::Inverse), [0., 0., 1. / 0.6, 1. / 0.6]);
-        assert!(EmbeddingDropout { p: 1., ..dropout(DropoutRescale::None) }.check().is_err());
+        let check = |p, rescale| EmbeddingDropout { p, ..dropout(rescale) }.check();
+        // Nothing is left to make up for the rest.
+        assert!(check(1., DropoutRescale::None).is_ok() && check(1., DropoutRescale::Inverse).is_err());
+        assert!(check(1.1, DropoutRescale::None).is_err() && check(-0.1, DropoutRescale::None).is_err());
     }
 
     #[test]

@@ -40,9 +40,10 @@ fn a_stopped_stage_is_queued_again_and_soon() {
         ("PENDING".into(), "1".into())
     );
     assert_eq!(site.slurm.get(&job, "start"), "StartTime=now+10");
-    // Its next attempt finishes the stage; the outcome of the first is not taken for its own.
+    // The outcome of the first attempt is not taken for that of the next, which srun could not even start.
     let output = site.attempt("train.g", None, 0);
-    assert_eq!(output.status.code(), Some(101));
+    assert_eq!(output.status.code(), Some(75));
+    assert_eq!(site.slurm.get(&job, "restarts"), "2");
     let site = submitted("requeue_delay = 0");
     site.attempt("train.g", Some(("requeue", 3)), 75);
     assert_eq!(site.slurm.get(&site.job("train.g"), "start"), "");

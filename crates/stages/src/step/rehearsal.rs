@@ -9,9 +9,10 @@ use equipoise_base::{Error, ExitCode, Result, ResultExt as _, bail};
 use equipoise_comm::StopFlag;
 use equipoise_config::{load_resolved, stage as find_stage};
 use equipoise_nn::runtime;
-use equipoise_report::pace::Rehearsal;
+use equipoise_report::pace::{Pace, Rehearsal};
 use equipoise_rundir::{RealFs, RunDir, commit_json};
 use equipoise_telemetry::{Host, peak_memory_bytes, process_seconds};
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Duration;
 
@@ -43,10 +44,10 @@ pub(crate) fn rehearse_stage(
     step.world.abort_on_panic(|_| ());
     let watchdog = step.world.watch(|_, reason| eprintln!("error: {reason}"))?;
     let result = match body(&step) {
-        Ok(Ended::Stopped) => step.conclude(file, step.pacer.is_satisfied()),
+        Ok(Ended::Stopped) => step.conclude(file, false),
         Ok(Ended::Done | Ended::Part) => step.conclude(file, true),
         // Loops without agreement by steps end so, see `Step::agree_to_go_on`.
-        Err(error) if error.code() == ExitCode::Requeue => step.conclude(file, step.pacer.is_satisfied()),
+        Err(error) if error.code() == ExitCode::Requeue => step.conclude(file, false),
         Err(error) => Err(error),
     };
     drop(watchdog);
@@ -66,30 +67,40 @@ impl Step {
         self.pacer.is_rehearsal()
     }
 
-    /// Rank 0 writes what all have learnt, if its own part of it is `complete`.
+    /// Rank 0 writes what all have learnt, if its own part of it is `complete` or any rank has measured enough: that one
+    /// has stopped the others, who may have finished fewer units.
     fn conclude(&self, file: &Path, complete: bool) -> Result<ExitCode> {
-        let (used, total) = runtime::gpu_memory().unwrap_or_default();
-        let own = [peak_memory_bytes(), used, total].map(u64::to_le_bytes).concat();
+        let (gpu_memory, gpu_total) = runtime::gpu_memory().unwrap_or_default();
+        let own = Learnt {
+            satisfied: self.pacer.is_satisfied(),
+            pace: self.pacer.pace(process_seconds()),
+            peak_memory: peak_memory_bytes(),
+            gpu_memory,
+            gpu_total,
+        };
+        let own = serde_json::to_vec(&own).or_exit(ExitCode::Bug, "a rehearsal")?;
         let all = self.comm().all_gather(&own)?;
         if self.rank() > 0 {
             return Ok(ExitCode::Done);
         }
-        if !complete {
+        let all = all.iter().map(|bytes| serde_json::from_slice(bytes).or_exit(ExitCode::Bug, "a rehearsal"));
+        let all: Vec<Learnt> = all.collect::<Result<_>>()?;
+        let satisfied = all.iter().find(|learnt| learnt.satisfied);
+        if !complete && satisfied.is_none() {
             return Ok(ExitCode::Requeue);
         }
-        let most = |at: usize| {
-            let word = |bytes: &Vec<u8>| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
-            all.iter().filter_map(word).max().unwrap_or(0)
+        let most = |of: fn(&Learnt) -> u64| all.iter().map(of).max().unwrap_or(0);
+        // Nothing to do is nothing to learn.
+        let Some(pace) = satisfied.or(all.first()).and_then(|learnt| learnt.pace.clone()) else {
+            return Ok(ExitCode::Done);
         };
-        let pace = self.pacer.pace(process_seconds());
-        let Some(pace) = pace else { return Ok(ExitCode::Done) };
         let host = Host::here();
         let rehearsal = Rehearsal {
             pace,
             ranks: self.world(),
-            peak_memory: most(0),
-            gpu_memory: Some(most(8)).filter(|bytes| *bytes > 0),
-            gpu_total: Some(most(16)).filter(|bytes| *bytes > 0),
+            peak_memory: most(|learnt| learnt.peak_memory),
+            gpu_memory: Some(most(|learnt| learnt.gpu_memory)).filter(|bytes| *bytes > 0),
+            gpu_total: Some(most(|learnt| learnt.gpu_total)).filter(|bytes| *bytes > 0),
             host: host.name,
             cpu: host.cpu,
             machine: runtime::facts().unwrap_or_default(),
@@ -97,4 +108,14 @@ impl Step {
         commit_json(&RealFs, file, &rehearsal, None).map_err(|error: Error| error.context("rehearsal"))?;
         Ok(ExitCode::Done)
     }
+}
+
+/// What a rank has learnt.
+#[derive(Serialize, Deserialize)]
+struct Learnt {
+    satisfied: bool,
+    pace: Option<Pace>,
+    peak_memory: u64,
+    gpu_memory: u64,
+    gpu_total: u64,
 }
