@@ -13,8 +13,9 @@ use std::ops::AddAssign;
 const STAGE_BYTES: u64 = 5 << 10;
 const LOG_BYTES: u64 = 256;
 const ROW_BYTES: u64 = 80;
-/// Their number with `metrics.jsonl` and the folders of stage, lock, owner, logs and attempt; logs come on top.
-const STAGE_FILES: u64 = 12;
+/// Their number with `metrics.jsonl`, rank 0's record of its work, and the folders of stage, lock, owner, logs, work and of
+/// the attempt in both; logs come on top.
+const STAGE_FILES: u64 = 15;
 /// Resolved configuration with its identity, and the record of launches.
 const RUN_BYTES: u64 = 32 << 10;
 /// The same as inodes, with the folders of the run, its stages and its sets.
@@ -75,7 +76,10 @@ impl Sizes {
                 self.split(text("split")).map_or(Room::default(), |split| Room::steady(split.bytes, 2))
             }
             Kind::Generate => {
-                self.set(text("set")).map_or(Room::default(), |set| Room::steady(set.bytes, set.files))
+                // Ranks work by themselves here, and each records it.
+                let records = (ranks as u64).saturating_sub(1);
+                self.set(text("set"))
+                    .map_or(Room::default(), |set| Room::steady(set.bytes, set.files + records))
             }
             Kind::Classifier | Kind::Arm | Kind::Diffusion => {
                 self.training(recipe, stage).unwrap_or_default()
