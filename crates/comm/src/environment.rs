@@ -18,6 +18,8 @@ pub enum CpuCapability {
     Avx512,
     /// The same with products of bfloat16, without which precision = "bf16" is slower than "fp32".
     Avx512Bf16,
+    /// The same with tiles of bfloat16.
+    Avx512Amx,
 }
 
 impl CpuCapability {
@@ -31,11 +33,12 @@ impl CpuCapability {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             let bf16 = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
-            match (avx2, avx512, bf16) {
-                (true, true, true) => CpuCapability::Avx512Bf16,
-                (true, true, false) => CpuCapability::Avx512,
-                (true, false, _) => CpuCapability::Avx2,
-                _ => CpuCapability::Default,
+            match () {
+                () if !avx2 => CpuCapability::Default,
+                () if !avx512 => CpuCapability::Avx2,
+                () if !bf16 => CpuCapability::Avx512,
+                () if !has_amx() => CpuCapability::Avx512Bf16,
+                () => CpuCapability::Avx512Amx,
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -53,7 +56,7 @@ impl CpuCapability {
         match self.decided() {
             CpuCapability::Auto | CpuCapability::Default => "default",
             CpuCapability::Avx2 => "avx2",
-            CpuCapability::Avx512 | CpuCapability::Avx512Bf16 => "avx512",
+            CpuCapability::Avx512 | CpuCapability::Avx512Bf16 | CpuCapability::Avx512Amx => "avx512",
         }
     }
 
@@ -64,6 +67,7 @@ impl CpuCapability {
             CpuCapability::Avx2 => "AVX2",
             CpuCapability::Avx512 => "AVX512_CORE",
             CpuCapability::Avx512Bf16 => "AVX512_CORE_BF16",
+            CpuCapability::Avx512Amx => "AVX512_CORE_AMX",
         }
     }
 }
@@ -73,9 +77,18 @@ impl fmt::Display for CpuCapability {
         f.write_str(match self {
             CpuCapability::Auto => "auto",
             CpuCapability::Avx512Bf16 => "avx512_bf16",
+            CpuCapability::Avx512Amx => "avx512_amx",
             other => other.aten(),
         })
     }
+}
+
+/// Whether this CPU multiplies tiles of bfloat16 and this kernel saves them; only the kernel knows both.
+#[cfg(target_arch = "x86_64")]
+fn has_amx() -> bool {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    ["amx_tile", "amx_bf16"].iter().all(|needed| flags.split_whitespace().any(|flag| flag == *needed))
 }
 
 /// Name and value of one environment variable.
@@ -120,11 +133,16 @@ mod tests {
     }
 
     #[test]
-    fn auto_is_decided_and_bf16_is_a_level_of_its_own() {
+    fn auto_is_decided_and_bf16_has_levels_of_its_own() {
         assert_ne!(CpuCapability::Auto.decided(), CpuCapability::Auto);
         let (plain, bf16) = (CpuCapability::Avx512, CpuCapability::Avx512Bf16);
         assert_eq!((plain.aten(), bf16.aten()), ("avx512", "avx512"));
         assert_eq!((plain.onednn(), bf16.onednn()), ("AVX512_CORE", "AVX512_CORE_BF16"));
         assert_eq!(bf16.to_string(), "avx512_bf16");
+        let amx = CpuCapability::Avx512Amx;
+        assert_eq!(
+            (amx.aten(), amx.onednn(), amx.to_string().as_str()),
+            ("avx512", "AVX512_CORE_AMX", "avx512_amx")
+        );
     }
 }

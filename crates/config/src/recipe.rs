@@ -103,6 +103,20 @@ pub enum Device {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
+    /// Bf16 where it is faster, on a GPU and on a CPU of capability avx512_bf16 or avx512_amx; fp32 elsewhere.
+    Auto,
+    /// 32-bit.
+    Fp32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    Fp16,
+}
+
+/// Number format of weights in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StoredPrecision {
     /// 32-bit.
     Fp32,
     /// bfloat16.
@@ -311,7 +325,7 @@ pub struct DiffusionTraining {
     /// Number format of activations.
     pub precision: Precision,
     /// Number format of the weights file.
-    pub stored: Precision,
+    pub stored: StoredPrecision,
     /// Seed of its initialisation and sample order.
     pub seed: u64,
     /// Steps between rows of metrics.jsonl.

@@ -193,6 +193,21 @@ pub fn nondeterministic_operators() -> Result<Vec<String>> {
     Ok(shim::nondeterministic_operators()?.lines().map(str::to_owned).collect())
 }
 
+/// Whether this process's device multiplies bfloat16 faster than fp32: a GPU, or a CPU with the instructions for it
+/// that `ONEDNN_MAX_CPU_ISA` leaves in use.
+///
+/// # Errors
+/// Those of [`facts`].
+pub fn bf16_is_fast() -> Result<bool> {
+    let facts = facts()?;
+    Ok(facts["gpu"] != "none" || multiplies_bf16(&facts["onednn_isa"]))
+}
+
+/// Whether an instruction set, as [`onednn_isa`] names it, has products of bfloat16.
+fn multiplies_bf16(isa: &str) -> bool {
+    isa == "AVX512_CORE_BF16" || isa == "AVX512_CORE_AMX" || isa.split(',').any(|flag| flag == "avx512_bf16")
+}
+
 /// Everything about this process and machine that can change bits, by name.
 ///
 /// Two processes with equal facts and equal inputs give equal results. A node that differs exits 78; the key says
@@ -235,6 +250,7 @@ fn onednn_isa(limit: Option<&str>, vectors: &str) -> String {
         Some("AVX512_CORE") => &["avx512f", "avx512bw", "avx512dq", "avx512vl"],
         Some("AVX512_CORE_VNNI") => &["avx512bw", "avx512_vnni"],
         Some("AVX512_CORE_BF16") => &["avx512bw", "avx512_bf16"],
+        Some("AVX512_CORE_AMX") => &["avx512_bf16", "amx_tile", "amx_bf16"],
         Some(_) | None => return vectors.to_owned(),
     };
     let has = |flag: &&str| vectors.split(',').any(|have| have == *flag);
@@ -301,6 +317,13 @@ mod tests {
         assert_eq!(onednn_isa(Some("AVX512_CORE_BF16"), "avx,avx2"), "avx,avx2");
         assert_eq!(onednn_isa(Some("ALL"), "avx,avx2"), "avx,avx2");
         assert_eq!(onednn_isa(None, "avx"), "avx");
+    }
+
+    #[test]
+    fn bf16_is_fast_only_where_instructions_for_it_are_in_use() {
+        assert!(multiplies_bf16("AVX512_CORE_BF16") && multiplies_bf16("AVX512_CORE_AMX"));
+        assert!(multiplies_bf16("avx,avx512_bf16,fma"));
+        assert!(!multiplies_bf16("AVX512_CORE") && !multiplies_bf16("avx,avx2") && !multiplies_bf16(""));
     }
 
     #[test]

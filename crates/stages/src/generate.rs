@@ -6,7 +6,7 @@
 use crate::inputs;
 use crate::latent::LatentSource;
 use crate::nets::{DataShape, Frozen, Generator, GeneratorConfig};
-use crate::pretrain::precision;
+use crate::precision;
 use crate::shard_writer::{Committed, Open, ShardWriter};
 use crate::source::{PixelSource, Source};
 use crate::statistics::ClassTable;
@@ -277,7 +277,7 @@ impl Factory {
             source: &*self.source,
             sampler: params.sampler.parse()?,
             cfg_scale: params.cfg_scale,
-            precision: precision(params.precision),
+            precision: precision::compute(params.precision)?,
             feedback,
             seed: self.seed,
             batch: params.batch,
@@ -301,7 +301,7 @@ fn source(step: &Step, params: &GenerateParams, shape: &DataShape) -> Result<Box
     if let (Some(folder), Some(condition)) = (&params.diffusion.folder, &params.condition) {
         let by_group = params.plan.parse::<PlanConfig>()?.is_by_group();
         let groups = by_group.then(|| layout(step, params)).transpose()?;
-        let held = precision(params.precision);
+        let held = precision::compute(params.precision)?;
         let split = &params.split;
         return Ok(Box::new(LatentSource::open(step, folder, condition, split, groups, shape, held)?));
     }

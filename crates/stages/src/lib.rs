@@ -19,6 +19,7 @@ mod job;
 mod latent;
 mod measure;
 mod nets;
+mod precision;
 mod prepare;
 mod pretrain;
 pub mod programs;

@@ -2,6 +2,7 @@
 
 use crate::inputs;
 use crate::nets::{Generator, GeneratorConfig};
+use crate::precision;
 use crate::step::Step;
 use crate::training::{self, Ended, Objective, TrainingConfig};
 use equipoise_base::rng::Key;
@@ -56,7 +57,7 @@ pub fn run(step: &Step) -> Result<Ended> {
         generator,
         seed,
         class_dropout: config.class_dropout,
-        precision: precision(config.precision),
+        precision: precision::compute(config.precision)?,
     };
     let order: equipoise_workplan::OrderConfig = config.sampling.parse()?;
     let real = Pool::of_set(0, &images.set.labels);
@@ -70,18 +71,9 @@ pub fn run(step: &Step) -> Result<Ended> {
         schedule: config.schedule.parse()?,
         ema: Some(config.ema.parse()?),
         log_every: config.log_every,
-        stored: precision(config.stored).autocast_kind().unwrap_or(Kind::Float),
+        stored: precision::stored(config.stored),
     };
     training::train(step, &denoising, &training, order, builder)
-}
-
-/// The number format of a recipe as `nn` knows it.
-pub fn precision(name: equipoise_config::recipe::Precision) -> Precision {
-    match name {
-        equipoise_config::recipe::Precision::Fp32 => Precision::Fp32,
-        equipoise_config::recipe::Precision::Bf16 => Precision::Bf16,
-        equipoise_config::recipe::Precision::Fp16 => Precision::Fp16,
-    }
 }
 
 /// The generator with its training objective; time, noise and dropped labels are keyed by the visit of the image.

@@ -2,12 +2,13 @@
 
 use crate::inputs::{self, Images};
 use crate::nets::DataShape;
+use crate::precision;
 use crate::step::Step;
 use crate::training::{self, Ended, Objective, TrainingConfig};
 use equipoise_base::rng::Key;
 use equipoise_base::{Result, ensure};
 use equipoise_classify::{Counts, Loss, LossConfig, Progress};
-use equipoise_config::{Kind as StageKind, method};
+use equipoise_config::{Kind as StageKind, method, recipe};
 use equipoise_data::{AugmentConfig, BatchBuilder, MicroBatch, Shape};
 use equipoise_models::arch::Classifier;
 use equipoise_nn::layers::{BatchNorm2d, Mode};
@@ -32,7 +33,7 @@ struct TrainParams {
     steps: u64,
     global_batch: u64,
     micro_batch: u64,
-    precision: Precision,
+    precision: recipe::Precision,
     log_every: u64,
     seed: u64,
     set: Option<String>,
@@ -67,7 +68,7 @@ pub fn run(step: &Step) -> Result<Ended> {
     let objective = Recognition {
         loss: Loss::new(&loss, &Counts::new(&counts).with_mixture(&seen)?)?,
         classifier,
-        precision: params.precision,
+        precision: precision::compute(params.precision)?,
     };
     let order = order(&params, &sampling, seed, &real, added)?;
     let builder = builder(step, &params.augment.parse()?, &shape, &real, extra.as_ref())?;
