@@ -49,7 +49,8 @@ impl Model {
     /// 71 if the training diverges, and what `body` fails with.
     pub fn train<T>(&self, body: impl FnOnce(&mut Step<'_>) -> Result<T>) -> Result<(T, f64)> {
         let (device, classes) = (runtime::device(), self.classes());
-        let classifier = Classifier::new(&self.arch()?, Params::new(0, Kind::Float, device), 3, classes)?;
+        let params = Params::new(0, Kind::Float, device).with_kernels(MemoryFormat::ChannelsLast);
+        let classifier = Classifier::new(&self.arch()?, params, 3, classes)?;
         let precision = if self.precision == "bf16" { Precision::Bf16 } else { Precision::Fp32 };
         let ce: LossConfig =
             serde_json::from_value(json!({ "kind": "ce" })).or_exit(ExitCode::Bug, "loss")?;

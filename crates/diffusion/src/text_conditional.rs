@@ -88,8 +88,9 @@ impl<'a> TextConditional<'a> {
                 class_labels: labels.map(|(uncond, cond)| both(uncond, cond)),
             }
         });
+        let format = MemoryFormat::with_group_norms(condition.text.device());
         let (condition, doubled) = (Bound::new(condition), doubled.map(Bound::new));
-        Ok(Self { unet, condition, doubled, scale, format: MemoryFormat::default() })
+        Ok(Self { unet, condition, doubled, scale, format })
     }
 
     fn run(&self, x: &Tensor, t: i64, condition: &Bound) -> Tensor {

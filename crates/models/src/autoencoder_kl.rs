@@ -9,7 +9,7 @@ pub use config::AutoencoderKLConfig;
 use blocks::{Level, MidBlock, norm};
 use equipoise_base::Result;
 use equipoise_nn::layers::{Conv2d, Conv2dConfig, GroupNorm};
-use equipoise_nn::{Held, Params, Scope, mapped};
+use equipoise_nn::{Held, MemoryFormat, Params, Scope, mapped};
 use equipoise_pretrained::Component;
 use tch::{Device, Tensor};
 
@@ -138,7 +138,7 @@ impl AutoencoderKL {
     pub fn open(component: &Component, held: impl Into<Held>, device: Device) -> Result<Self> {
         let source = component.config_path()?.display().to_string();
         let config = AutoencoderKLConfig::from_json(&source, component.config()?)?;
-        let params = Params::for_loading(held, device);
+        let params = Params::for_loading(held, device).with_kernels(MemoryFormat::with_group_norms(device));
         let vae = Self::new(&params.root(), &config);
         mapped::load(&params, &component.weights()?, state_name)?;
         params.freeze();

@@ -14,7 +14,7 @@ use crate::sinusoid::sinusoid;
 use blocks::{Context, DownBlock, MidBlock, UpBlock};
 use equipoise_base::Result;
 use equipoise_nn::layers::{Conv2d, Conv2dConfig, GroupNorm, Linear};
-use equipoise_nn::{Held, Params, Scope, mapped};
+use equipoise_nn::{Held, MemoryFormat, Params, Scope, mapped};
 use equipoise_pretrained::Component;
 use tch::{Device, Tensor};
 
@@ -101,7 +101,7 @@ impl UNet2DConditionModel {
     pub fn open(component: &Component, held: impl Into<Held>, device: Device) -> Result<Self> {
         let source = component.config_path()?.display().to_string();
         let config = UNet2DConditionConfig::from_json(&source, component.config()?)?;
-        let params = Params::for_loading(held, device);
+        let params = Params::for_loading(held, device).with_kernels(MemoryFormat::with_group_norms(device));
         let unet = Self::new(&params.root(), &config);
         mapped::load(&params, &component.weights()?, |name| Some(name.to_string()))?;
         params.freeze();

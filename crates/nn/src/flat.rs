@@ -3,7 +3,7 @@
 //! Optimizers, averages and reductions then work on one vector each, whatever the model; names come back for
 //! checkpoints through [`Slice`]s.
 
-use crate::Params;
+use crate::{MemoryFormat, Params};
 use equipoise_base::{Error, Result, ensure};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
@@ -20,6 +20,8 @@ pub struct Slice {
     pub offset: i64,
     /// Shape of the parameter.
     pub shape: Vec<i64>,
+    /// Order of its values, which is that of the parameter: gradients come in it, too.
+    pub format: MemoryFormat,
 }
 
 impl Slice {
@@ -30,7 +32,19 @@ impl Slice {
 
     /// This parameter's part of `flat`, as a view.
     pub fn view(&self, flat: &Tensor) -> Tensor {
-        flat.narrow(0, self.offset, self.numel()).view(&*self.shape)
+        let part = flat.narrow(0, self.offset, self.numel());
+        match (self.format, &self.shape[..]) {
+            (MemoryFormat::ChannelsLast, &[o, i, h, w]) => part.view([o, h, w, i]).permute([0, 3, 1, 2]),
+            _ => part.view(&*self.shape),
+        }
+    }
+
+    /// A tensor of the parameter's shape as it lies in a flat vector: without a copy if it has this order.
+    fn flatten(&self, tensor: &Tensor) -> Tensor {
+        match self.format {
+            MemoryFormat::ChannelsLast => tensor.permute([0, 2, 3, 1]).reshape([-1]),
+            MemoryFormat::Contiguous => tensor.reshape([-1]),
+        }
     }
 }
 
@@ -69,7 +83,9 @@ impl FlatParams {
             ensure!(found == options, Config, "parameter '{name}' is {found:?}, the others are {options:?}");
             let (shape, numel) = (tensor.size(), tensor.numel() as i64);
             let gap = (granule - numel % granule) % granule;
-            slices.push(Slice { name: name.clone(), offset: length, shape });
+            let format =
+                if tensor.is_contiguous() { MemoryFormat::Contiguous } else { MemoryFormat::of(tensor)? };
+            slices.push(Slice { name: name.clone(), offset: length, shape, format });
             gaps.push(Tensor::zeros([gap], options));
             length += numel + gap;
         }
@@ -124,7 +140,7 @@ impl FlatParams {
         let mut parts = Vec::with_capacity(2 * gradients.len());
         for ((gradient, slice), gap) in gradients.into_iter().zip(&self.slices).zip(&self.gaps) {
             parts.push(match gradient.defined() {
-                true => gradient.reshape([-1]),
+                true => slice.flatten(&gradient),
                 false => Tensor::zeros([slice.numel()], (self.values.kind(), self.values.device())),
             });
             parts.push(gap.shallow_clone());
@@ -187,8 +203,12 @@ pub fn clip_by_global_norm(gradient: &mut Tensor, max_norm: f64) -> Tensor {
 
 /// Whether all values are finite: reads one flag back, so it waits for the device.
 pub fn is_finite(flat: &Tensor) -> bool {
-    // The sum of squares would overflow in fp32 where no value does; the largest magnitude cannot.
-    flat.numel() == 0 || flat.abs().max().to_kind(Kind::Double).double_value(&[]).is_finite()
+    // The sum of squares would overflow in fp32 where no value does. Both ends are NaN if anything is.
+    let (low, high) = match flat.numel() {
+        0 => return true,
+        _ => flat.aminmax(None, false),
+    };
+    Tensor::stack(&[low, high], 0).to_kind(Kind::Double).abs().max().double_value(&[]).is_finite()
 }
 
 #[cfg(test)]
@@ -198,7 +218,11 @@ mod tests {
     use tch::Device;
 
     fn model() -> (Params, Conv2d, Linear, Linear) {
-        let params = Params::new(3, Kind::Float, Device::Cpu);
+        model_of(MemoryFormat::Contiguous)
+    }
+
+    fn model_of(kernels: MemoryFormat) -> (Params, Conv2d, Linear, Linear) {
+        let params = Params::new(3, Kind::Float, Device::Cpu).with_kernels(kernels);
         let conv = Conv2d::new(&params.root().sub("conv"), 2, 3, Conv2dConfig::same(3));
         let linear = Linear::new(&params.root().sub("fc"), 3, 5);
         let unused = Linear::new(&params.root().sub("unused"), 3, 2);
@@ -228,16 +252,37 @@ mod tests {
 
     #[test]
     fn gradient_is_autograds_with_zeros_for_the_unused() {
-        let (params, conv, linear, _) = model();
-        let flat = FlatParams::new(&params).unwrap();
-        let gradient = flat.gradient(&loss(&conv, &linear));
-        assert_eq!(gradient.numel() as i64, flat.len());
-        loss(&conv, &linear).backward();
-        for ((name, got), (_, parameter)) in flat.named("", &gradient).iter().zip(params.trainable()) {
-            let expected = if name.starts_with("unused") { parameter.zeros_like() } else { parameter.grad() };
-            assert!(got.equal(&expected), "{name}");
-            assert!(name.starts_with("unused") || got.abs().max().double_value(&[]) > 0., "{name}");
+        for kernels in [MemoryFormat::Contiguous, MemoryFormat::ChannelsLast] {
+            let (params, conv, linear, _) = model_of(kernels);
+            let flat = FlatParams::new(&params).unwrap();
+            let gradient = flat.gradient(&loss(&conv, &linear));
+            assert_eq!(gradient.numel() as i64, flat.len());
+            loss(&conv, &linear).backward();
+            for ((name, got), (_, parameter)) in flat.named("", &gradient).iter().zip(params.trainable()) {
+                let unused = name.starts_with("unused");
+                let expected = if unused { parameter.zeros_like() } else { parameter.grad() };
+                assert!(got.equal(&expected), "{name}");
+                assert!(unused || got.abs().max().double_value(&[]) > 0., "{name}");
+            }
         }
+    }
+
+    #[test]
+    fn kernels_keep_their_order_in_the_flat_vector() {
+        let (contiguous, channels_last) = (model(), model_of(MemoryFormat::ChannelsLast));
+        let flat = FlatParams::new(&channels_last.0).unwrap();
+        for ((name, a), (_, b)) in contiguous.0.trainable().iter().zip(channels_last.0.trainable()) {
+            assert!(a.equal(&b), "{name}");
+        }
+        let kernel = &flat.parameters()[0];
+        assert_eq!(kernel.size(), [3, 2, 3, 3]);
+        assert_eq!(MemoryFormat::of(kernel).unwrap(), MemoryFormat::ChannelsLast);
+        assert!(loss(&contiguous.1, &contiguous.2).allclose(
+            &loss(&channels_last.1, &channels_last.2),
+            1e-5,
+            0.,
+            false
+        ));
     }
 
     #[test]

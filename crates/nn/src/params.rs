@@ -1,6 +1,6 @@
 //! Named parameters and buffers of a model, with the names of the reference implementation's `state_dict`.
 
-use crate::precision::Held;
+use crate::precision::{Held, MemoryFormat};
 use equipoise_base::rng::{Key, Stream};
 use equipoise_base::{Result, ensure};
 use std::cell::{Ref, RefCell};
@@ -65,6 +65,7 @@ enum Origin {
 pub struct Params {
     origin: Origin,
     held: Held,
+    kernels: MemoryFormat,
     device: Device,
     entries: Rc<RefCell<Vec<Entry>>>,
 }
@@ -72,19 +73,30 @@ pub struct Params {
 impl Params {
     /// An empty state for floating tensors of `kind` on `device`, initialised from `seed`.
     pub fn new(seed: u64, kind: Kind, device: Device) -> Self {
-        Self { origin: Origin::Seed(seed), held: kind.into(), device, entries: Rc::default() }
+        Self::empty(Origin::Seed(seed), kind.into(), device)
     }
 
     /// An empty state whose parameters start at 0 because [`Params::load`] follows: drawing the start values of a
     /// large model takes longer than reading its weights.
     pub fn for_loading(held: impl Into<Held>, device: Device) -> Self {
-        Self { origin: Origin::Loading, held: held.into(), device, entries: Rc::default() }
+        Self::empty(Origin::Loading, held.into(), device)
     }
 
     /// A state of shapes without memory for values: to learn names, shapes and [`Params::count`] of a model that may be
     /// too large for this machine. What is built on it cannot be loaded or trained.
     pub fn for_shapes() -> Self {
-        Self { origin: Origin::Shapes, held: Kind::Float.into(), device: Device::Cpu, entries: Rc::default() }
+        Self::empty(Origin::Shapes, Kind::Float.into(), Device::Cpu)
+    }
+
+    fn empty(origin: Origin, held: Held, device: Device) -> Self {
+        Self { origin, held, kernels: MemoryFormat::Contiguous, device, entries: Rc::default() }
+    }
+
+    /// The same with convolution kernels [out, in, h, w] in the order of the images that they will see: libtorch would
+    /// copy them at every call.
+    #[must_use]
+    pub fn with_kernels(self, kernels: MemoryFormat) -> Self {
+        Self { kernels, ..self }
     }
 
     /// The root scope, where modules create their entries.
@@ -196,6 +208,13 @@ impl<'a> Scope<'a> {
             Origin::Loading => Tensor::zeros(shape, options),
             // Every element is the same one: a shape that costs nothing.
             Origin::Shapes => Tensor::zeros([1], options).expand(shape, false),
+        };
+        let is_kernel = shape.len() == 4 && !matches!(self.params.origin, Origin::Shapes);
+        let tensor = match self.params.kernels {
+            MemoryFormat::ChannelsLast if is_kernel => {
+                tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+            }
+            _ => tensor,
         };
         let tensor = tensor.set_requires_grad(true);
         self.add(name, tensor.shallow_clone(), true, init);

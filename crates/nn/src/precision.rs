@@ -88,6 +88,12 @@ pub enum MemoryFormat {
 }
 
 impl MemoryFormat {
+    /// The faster order for networks with group norms, such as the U-Nets and the decoder of a latent diffusion: on a CPU
+    /// libtorch's group norm and its surroundings lose more by NHWC than the convolutions gain.
+    pub fn with_group_norms(device: Device) -> Self {
+        if device.is_cuda() { MemoryFormat::ChannelsLast } else { MemoryFormat::Contiguous }
+    }
+
     /// The same values in this order, a cheap clone if they are already.
     ///
     /// Convolutions and what follows keep the order of their input, so converting a network's input is enough.

@@ -8,7 +8,7 @@ use equipoise_diffusion::schedule::DiffusionScheduleConfig;
 use equipoise_models::adm::{AdmConfig, AdmShape, AdmUNet};
 use equipoise_models::arch::Classifier;
 use equipoise_nn::layers::Mode;
-use equipoise_nn::{Params, runtime, weights};
+use equipoise_nn::{MemoryFormat, Params, runtime, weights};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
@@ -38,7 +38,8 @@ impl Frozen {
     /// 65 naming the tensor that does not fit, 74 if the file cannot be read, 78 if `arch` makes no network.
     pub fn load(arch: &method::Arch, file: &Path, shape: &DataShape) -> Result<Self> {
         let tensors = weights::read(file)?;
-        let params = Params::for_loading(Kind::Float, runtime::device());
+        let params =
+            Params::for_loading(Kind::Float, runtime::device()).with_kernels(MemoryFormat::ChannelsLast);
         let classifier = Classifier::new(&arch.parse()?, params, shape.channels, shape.classes)?;
         classifier.load(&file.display().to_string(), &tensors)?;
         classifier.params().freeze();
@@ -50,7 +51,7 @@ impl Frozen {
     /// # Errors
     /// 78 if `arch` makes no network.
     pub fn untrained(arch: &method::Arch, shape: &DataShape) -> Result<Self> {
-        let params = Params::new(0, Kind::Float, runtime::device());
+        let params = Params::new(0, Kind::Float, runtime::device()).with_kernels(MemoryFormat::ChannelsLast);
         let classifier = Classifier::new(&arch.parse()?, params, shape.channels, shape.classes)?;
         classifier.params().freeze();
         Ok(Self { classifier, hash: Identity::of("untrained") })

@@ -19,6 +19,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tch::Tensor;
 
+/// Order of images and of the kernels that they meet.
+const FORMAT: MemoryFormat = MemoryFormat::ChannelsLast;
+
 /// Parameters of the stage: `[classifiers.NAME]` or `[arms.NAME]`, complete.
 #[derive(Clone, Debug, Deserialize)]
 struct TrainParams {
@@ -56,7 +59,7 @@ pub fn run(step: &Step) -> Result<Ended> {
     };
     let (shape, counts) = (step.data_shape()?, class_counts(&real, step.classes()?.len()));
     let seed = Key::new(step.recipe().run.seed, "train").class(kind_number(step)).index(params.seed).hash();
-    let store = Params::new(seed, tch::Kind::Float, runtime::device());
+    let store = Params::new(seed, tch::Kind::Float, runtime::device()).with_kernels(FORMAT);
     let classifier = Classifier::new(&params.arch.parse()?, store, shape.channels, shape.classes)?;
     if let Some(file) = &params.init_from {
         classifier.load_backbone(&file.display().to_string(), &weights::read(file)?)?;
@@ -172,7 +175,7 @@ impl Objective for Recognition {
     fn loss(&self, micro: &MicroBatch) -> Result<Tensor> {
         ensure!(micro.labels.numel() > 0, Bug, "an empty micro-batch");
         let device = runtime::device();
-        let images = MemoryFormat::default().apply(&runtime::upload(&micro.images))?;
+        let images = FORMAT.apply(&runtime::upload(&micro.images))?;
         let logits = self.precision.scope(device, || self.classifier.forward(&images, Mode::Train))?;
         let progress = Progress { epoch: 0, step: micro.request.step };
         Ok(self.loss.forward(&logits, &runtime::upload(&micro.labels), progress))

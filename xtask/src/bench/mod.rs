@@ -130,7 +130,8 @@ fn measure(case: &Case, bin: &Path, seconds: f64) -> Result<Measured> {
         return Ok(Measured { seconds: [(OURS.to_string(), seconds)].into(), lines: Default::default() });
     }
     let mut ours = Command::new(bin.join("equipoise-bench"));
-    ours.env("OMP_NUM_THREADS", "1").env("OMP_WAIT_POLICY", "PASSIVE");
+    // As the ranks of a run are started.
+    ours.envs(equipoise_comm::environment::pinned(1, None));
     ours.args(["--device", "cpu"]).args(peers::fill(case.ours, case.name)).arg("--serve");
     // One after the other: the peer starts from what ours has written by the time that it is ready.
     let mut sides = vec![Side::start(OURS, &mut ours)?];
