@@ -5,6 +5,7 @@ use image::codecs::{jpeg::JpegEncoder, png};
 use image::{
     ColorType, DynamicImage, ImageDecoder as _, ImageEncoder as _, ImageFormat, ImageReader, Limits,
 };
+use std::borrow::Cow;
 use std::fmt;
 use std::io::Cursor;
 
@@ -105,11 +106,11 @@ impl Codec {
     ///
     /// # Errors
     /// [`Codec::Source`] cannot encode; JPEG refuses empty images and sides above 65,535.
-    pub fn encode(self, image: &Image) -> Result<Vec<u8>> {
+    pub fn encode(self, image: &Image) -> Result<Cow<'_, [u8]>> {
         match self {
-            Codec::Raw => Ok(image.pixels.clone()),
-            Codec::Png => encode_png(image),
-            Codec::Jpeg(quality) => encode_jpeg(image, quality),
+            Codec::Raw => Ok(Cow::Borrowed(&image.pixels)),
+            Codec::Png => encode_png(image).map(Cow::Owned),
+            Codec::Jpeg(quality) => encode_jpeg(image, quality).map(Cow::Owned),
             Codec::Source => {
                 Err(Error::new(ExitCode::Usage, "codec \"source\" stores files, it cannot encode images"))
             }

@@ -154,8 +154,7 @@ impl Writer {
 
     /// The finished file, guard included.
     pub fn finish(self) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; GUARD_LEN];
-        self.append_image(&mut bytes).map_err(|error| build_error(self.kind, "the file image", error))?;
+        let mut bytes = self.image().map_err(|error| build_error(self.kind, "the file image", error))?;
         let (guard, body) = bytes.split_at_mut(GUARD_LEN);
         ensure!(
             lookup3::seal_superblock(body),
@@ -167,17 +166,23 @@ impl Writer {
         Ok(bytes)
     }
 
-    fn append_image(&self, bytes: &mut Vec<u8>) -> hdf5::Result<()> {
+    /// The HDF5 part behind an empty guard, with memory for exactly that: a shard may have a GiB.
+    fn image(&self) -> hdf5::Result<Vec<u8>> {
         use hdf5_sys::h5f::H5Fget_file_image;
         self.file.flush()?;
-        // SAFETY: a null buffer asks for the length, then the buffer has that length.
+        // SAFETY: a null buffer asks for the length; then there is room for that many bytes, and HDF5 says that it has
+        // written them all before they count as bytes of the vector.
         locked(|| unsafe {
             let length = H5Fget_file_image(self.file.id(), std::ptr::null_mut(), 0);
             check(if length < 0 { -1 } else { 0 })?;
-            bytes.resize(GUARD_LEN + length as usize, 0);
-            let image = &mut bytes[GUARD_LEN..];
-            let written = H5Fget_file_image(self.file.id(), image.as_mut_ptr().cast(), image.len());
-            check(if written == length { 0 } else { -1 })
+            let length = length as usize;
+            let mut bytes = Vec::with_capacity(GUARD_LEN + length);
+            bytes.resize(GUARD_LEN, 0);
+            let image = bytes.spare_capacity_mut().as_mut_ptr();
+            let written = H5Fget_file_image(self.file.id(), image.cast(), length);
+            check(if written == length as isize { 0 } else { -1 })?;
+            bytes.set_len(GUARD_LEN + length);
+            Ok(bytes)
         })
     }
 }

@@ -3,6 +3,7 @@
 use equipoise_base::Result;
 use equipoise_config::recipe;
 use equipoise_nn::{Precision, runtime};
+use std::sync::Once;
 use tch::Kind;
 
 /// What to compute in on this process's device.
@@ -16,7 +17,8 @@ pub(crate) fn compute(precision: recipe::Precision) -> Result<Precision> {
     Ok(match precision {
         recipe::Precision::Auto => {
             let fast = if runtime::bf16_is_fast()? { Precision::Bf16 } else { Precision::Fp32 };
-            equipoise_telemetry::info!("precision: {fast:?}, the faster on this device");
+            static TOLD: Once = Once::new();
+            TOLD.call_once(|| equipoise_telemetry::info!("precision: {fast:?}, the faster on this device"));
             fast
         }
         recipe::Precision::Fp32 => Precision::Fp32,

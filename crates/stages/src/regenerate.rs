@@ -190,8 +190,9 @@ impl ShardAudit<'_> {
     fn pixels(&self, position: usize, pixels: &[u8]) -> Result<Option<String>> {
         let meta = self.file.meta();
         let [height, width, channels] = meta.shape;
-        let made = meta.codec.encode(&Image::new(height, width, channels, pixels.to_vec())?)?;
-        if self.file.images().stored(position) == made {
+        let image = Image::new(height, width, channels, pixels.to_vec())?;
+        let made = meta.codec.encode(&image)?;
+        if *self.file.images().stored(position) == *made {
             return Ok(None);
         }
         let stored = self.file.images().decode(position)?.pixels;
