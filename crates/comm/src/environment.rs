@@ -33,12 +33,16 @@ impl CpuCapability {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             let bf16 = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
-            match () {
-                () if !avx2 => CpuCapability::Default,
-                () if !avx512 => CpuCapability::Avx2,
-                () if !bf16 => CpuCapability::Avx512,
-                () if !has_amx() => CpuCapability::Avx512Bf16,
-                () => CpuCapability::Avx512Amx,
+            if !avx2 {
+                CpuCapability::Default
+            } else if !avx512 {
+                CpuCapability::Avx2
+            } else if !bf16 {
+                CpuCapability::Avx512
+            } else if !has_amx() {
+                CpuCapability::Avx512Bf16
+            } else {
+                CpuCapability::Avx512Amx
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
