@@ -1,6 +1,6 @@
 //! `equipoise batch`: what a batch script asks of the front end, at its beginning and at its end.
 
-use crate::jobs::{attempts, attempts_path};
+use crate::jobs::{attempts, attempts_path, lost};
 use crate::runner::stage_dir;
 use equipoise_base::clock::{Clock, SystemClock};
 use equipoise_base::{Error, ExitCode, Result};
@@ -8,10 +8,10 @@ use equipoise_config::slurm::Slurm;
 use equipoise_config::{load_resolved, stage as find_stage};
 use equipoise_rundir::stage::{Outcome, Status};
 use equipoise_rundir::{Journal, RealFs, RunDir, StageDir};
-use equipoise_slurm::Commands;
 use equipoise_slurm::decide::{Decision, Ended, Limits, decide};
 use equipoise_slurm::record::{Attempt, History};
 use equipoise_slurm::requeue::{Controller, Requeued, Scontrol, requeue};
+use equipoise_slurm::{Commands, query};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,7 +103,12 @@ impl Job {
 
     /// As scontrol addresses it: the id of the last task of an array is that of the whole array.
     fn address(&self) -> String {
-        self.task.map_or_else(|| self.id.clone(), |task| format!("{}_{task}", self.id))
+        self.address_of(&self.id)
+    }
+
+    /// The same of another job of this stage.
+    fn address_of(&self, id: &str) -> String {
+        self.task.map_or_else(|| id.to_string(), |task| format!("{id}_{task}"))
     }
 
     /// Units done over all attempts.
@@ -128,15 +133,76 @@ impl Job {
 }
 
 fn begin(job: &Job) -> Result<ExitCode> {
+    let slurm = load_resolved(&job.run.config(), &[])?.recipe.slurm;
+    let earlier = attempts(&job.run, &job.stage, job.task)?;
+    let nodes = std::env::var("SLURM_JOB_NODELIST").unwrap_or_default();
     job.note(&Attempt::Begin {
         job: job.id.clone(),
         restart: job.restart,
-        nodes: std::env::var("SLURM_JOB_NODELIST").unwrap_or_default(),
+        nodes: nodes.clone(),
         outcome: job.outcome_hash(),
         done: job.done(),
         wall: job.clock.wall(),
     })?;
-    Ok(ExitCode::Done)
+    if let Some(Attempt::Begin { job: id, restart, nodes, .. }) =
+        earlier.iter().rfind(|event| matches!(event, Attempt::Begin { .. }))
+    {
+        // Best effort, like all that follows from it: a job does not fail for lack of an answer.
+        let attempt = format!("{}.{restart}", job.address_of(id));
+        if let Err(error) = lost::note(&Commands::default(), &job.run, nodes, &attempt) {
+            eprintln!("{}: whether the nodes of the last attempt are lost is unknown: {error}", job.stage);
+        }
+    }
+    let history = History::of(&earlier, &job.id);
+    let may_leave = history.stalls + 1 < slurm.max_stalls && history.requeues < slurm.requeue_budget;
+    match to_avoid(job, &slurm, &nodes) {
+        Some(avoid) if may_leave => leave(job, &slurm, &avoid),
+        _ => Ok(ExitCode::Done),
+    }
+}
+
+/// Nodes of this allocation that the run has lost too often.
+fn to_avoid(job: &Job, slurm: &Slurm, nodes: &str) -> Option<Vec<String>> {
+    let often = to_exclude(job, slurm);
+    if often.is_empty() {
+        return None;
+    }
+    let here = query::nodes(&Commands::default(), &format!("--nodes={nodes}")).ok()?;
+    let avoid: Vec<String> = often.into_iter().filter(|node| here.contains_key(node)).collect();
+    (!avoid.is_empty()).then_some(avoid)
+}
+
+/// Queues the job again before it has begun, to start elsewhere: Slurm gives excluded nodes only to jobs that wait.
+fn leave(job: &Job, slurm: &Slurm, avoid: &[String]) -> Result<ExitCode> {
+    let reason = format!("queued again, to keep away from {}, lost again and again", avoid.join(", "));
+    eprintln!("{}: {reason}", job.stage);
+    note_end(job, 0, ExitCode::Requeue, true, true, &reason)?;
+    match again(job, slurm) {
+        Requeued::Done | Requeued::Already => Ok(ExitCode::Requeue),
+        Requeued::Refused(why) => {
+            eprintln!("{}: it stays where it is: {why}", job.stage);
+            Ok(ExitCode::Done)
+        }
+    }
+}
+
+/// What jobs of the run are to keep away from; nothing if not enough would be left.
+fn to_exclude(job: &Job, slurm: &Slurm) -> Vec<String> {
+    let often = lost::often(&job.run, slurm.exclude_after);
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    let needed = variable("SLURM_JOB_NUM_NODES").parse().unwrap_or(1);
+    if often.is_empty() {
+        return often;
+    }
+    match lost::leaves_enough(&Commands::default(), &variable("SLURM_JOB_PARTITION"), &often, needed) {
+        Ok(true) => often,
+        Ok(false) => {
+            let nodes = often.join(", ");
+            eprintln!("{}: {nodes}: lost again and again, but there are not enough others", job.stage);
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
+    }
 }
 
 fn end(job: &Job, status: i32) -> Result<ExitCode> {
@@ -191,8 +257,8 @@ fn note_end(
     job.note(&Attempt::End { job: id, restart: job.restart, status, code, requeued, stalled, reason, wall })
 }
 
-/// Queues the job again, and lets it start soon: Slurm's own delay is kept only if the begin time has passed when the
-/// job has finished completing.
+/// Queues the job again, lets it start soon, and away from nodes that were lost too often. Slurm's own delay is kept only
+/// if the begin time has passed when the job has finished completing.
 fn again(job: &Job, slurm: &Slurm) -> Requeued {
     let commands = Commands::default();
     let controller = Scontrol { commands: &commands, job: job.address() };
@@ -202,6 +268,13 @@ fn again(job: &Job, slurm: &Slurm) -> Requeued {
         if let Err(failure) = controller.start_after(Duration::from_secs(slurm.requeue_delay.into())) {
             eprintln!("{}: the job will start after Slurm's own delay: {failure}", job.stage);
         }
+    }
+    let excluded = to_exclude(job, slurm);
+    if !excluded.is_empty()
+        && matches!(requeued, Requeued::Done | Requeued::Already)
+        && let Err(failure) = controller.exclude(&excluded)
+    {
+        eprintln!("{}: {} cannot be excluded: {failure}", job.stage, excluded.join(", "));
     }
     requeued
 }

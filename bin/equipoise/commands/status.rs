@@ -84,9 +84,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             rows.push(Row::new(&run, &resolved, name, job, launcher.is_some())?);
         }
     }
+    let excluded = jobs::lost::often(&run, resolved.recipe.slurm.exclude_after);
     if args.output == Format::Json {
         let slurm = trouble.map(|trouble| json!({ "trouble": trouble }));
-        output::json(&json!({ "run": args.run, "launcher": launcher, "slurm": slurm, "stages": rows }));
+        let status = json!({
+            "run": args.run, "launcher": launcher, "slurm": slurm, "excluded_nodes": excluded, "stages": rows,
+        });
+        output::json(&status);
         return Ok(ExitCode::Done);
     }
     let here = launcher.map(|process| format!("running: process {} on {}", process.pid, process.host));
@@ -100,6 +104,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     print(&rows, !jobs.is_empty());
     explain(&args.run, &rows);
+    if !excluded.is_empty() {
+        let (nodes, run) = (excluded.join(", "), shell_word(&args.run));
+        output::line(format!(
+            "jobs keep away from {nodes}, lost again and again; to forgive a node: rm -r {run}/slurm/lost/NODE"
+        ));
+    }
     Ok(ExitCode::Done)
 }
 

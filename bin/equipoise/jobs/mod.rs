@@ -1,6 +1,7 @@
 //! The batch jobs of a run: what `RUN/slurm/` says about them, and what Slurm does.
 
 mod chain;
+pub mod lost;
 mod scripts;
 mod view;
 

@@ -27,6 +27,8 @@ pub struct Slurm {
     /// Seconds after which a requeued job may start; 0 leaves Slurm's own delay.
     #[schemars(range(max = 3600))]
     pub requeue_delay: u32,
+    /// Losses of a node in this run after which its jobs keep away from it; 0: never.
+    pub exclude_after: u32,
     /// What every job asks for.
     #[serde(flatten)]
     pub job: Job,

@@ -7,7 +7,7 @@
 //! | [`settings`], [`shape`] | what a stage asks for: keys by pattern of its name, nodes and ranks |
 //! | [`script`], [`quote`] | the batch script, from the template in `slurm/` |
 //! | [`environment`] | variables that must not leak from a job into the jobs it submits |
-//! | [`state`], [`squeue`], [`sacct`], [`scontrol`], [`sinfo`], [`duration`] | what Slurm prints |
+//! | [`state`], [`squeue`], [`sacct`], [`scontrol`], [`sinfo`], [`nodes`], [`duration`] | what Slurm prints |
 //! | [`commands`], [`query`] | asking Slurm, with a time limit, and telling a refusal from a hiccup |
 //! | [`submission`] | sbatch so that a request that timed out never makes a second job |
 //! | [`decide`], [`requeue`] | what follows when a step has ended |
@@ -22,6 +22,7 @@ pub mod duration;
 pub mod environment;
 pub mod estimate;
 pub mod hello;
+pub mod nodes;
 pub mod query;
 pub mod quote;
 pub mod record;

@@ -3,7 +3,7 @@
 use crate::commands::{Commands, Failure, says_unknown_job};
 use crate::site::{self, Cluster};
 use crate::squeue::{self, Row};
-use crate::{duration, sacct, scontrol, sinfo};
+use crate::{duration, nodes, sacct, scontrol, sinfo};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -59,6 +59,17 @@ pub fn ended(commands: &Commands, ids: &[String]) -> BTreeMap<String, sacct::Row
     let jobs = format!("--jobs={}", ids.join(","));
     let args: Vec<&str> = sacct::OPTIONS.into_iter().chain([jobs.as_str()]).collect();
     commands.run("sacct", &args).map(|answer| sacct::parse(&answer.out)).unwrap_or_default()
+}
+
+/// States of nodes by name: of those that `selection` (`--nodes=LIST`, `--partition=NAME`) picks.
+///
+/// # Errors
+/// If Slurm gives no answer.
+pub fn nodes(commands: &Commands, selection: &str) -> Result<BTreeMap<String, String>, Failure> {
+    let format = format!("--format={}", nodes::FORMAT);
+    commands
+        .run("sinfo", &["--noheader", "--Node", selection, &format])
+        .map(|answer| nodes::parse(&answer.out))
 }
 
 /// The controller's configuration.

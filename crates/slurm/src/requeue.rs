@@ -25,6 +25,12 @@ pub trait Controller {
     /// # Errors
     /// If Slurm refuses or gives no answer.
     fn start_after(&self, delay: Duration) -> Result<(), Failure>;
+
+    /// Keeps the queued job away from these nodes, as well as from those that it keeps away from already.
+    ///
+    /// # Errors
+    /// If Slurm refuses or gives no answer.
+    fn exclude(&self, nodes: &[String]) -> Result<(), Failure>;
 }
 
 /// A job as scontrol addresses it.
@@ -54,6 +60,15 @@ impl Controller for Scontrol<'_> {
     fn start_after(&self, delay: Duration) -> Result<(), Failure> {
         let start = format!("StartTime=now+{}", delay.as_secs());
         self.commands.run("scontrol", &["update", &format!("JobId={}", self.job), &start]).map(drop)
+    }
+
+    fn exclude(&self, nodes: &[String]) -> Result<(), Failure> {
+        // An update replaces the list, and the user may have given one.
+        let before = self.show()?.and_then(|job| job.excluded);
+        let all: Vec<&str> =
+            before.iter().map(String::as_str).chain(nodes.iter().map(String::as_str)).collect();
+        let list = format!("ExcNodeList={}", all.join(","));
+        self.commands.run("scontrol", &["update", &format!("JobId={}", self.job), &list]).map(drop)
     }
 }
 
@@ -181,10 +196,14 @@ mod tests {
         fn start_after(&self, _: Duration) -> Result<(), Failure> {
             Ok(())
         }
+
+        fn exclude(&self, _: &[String]) -> Result<(), Failure> {
+            Ok(())
+        }
     }
 
     fn job(state: &str, reason: &str, restarts: u32) -> Result<Option<Job>, Failure> {
-        Ok(Some(Job { state: JobState::parse(state), reason: reason.into(), restarts }))
+        Ok(Some(Job { state: JobState::parse(state), reason: reason.into(), restarts, excluded: None }))
     }
 
     fn hiccup<T>() -> Result<T, Failure> {

@@ -12,11 +12,14 @@ pub struct Job {
     pub reason: String,
     /// How often it was restarted.
     pub restarts: u32,
+    /// Nodes that it keeps away from, in Slurm's short form.
+    pub excluded: Option<String>,
 }
 
 impl Job {
     /// Reads the first block. Names, paths and comments stand there unquoted and may hold anything, so a key counts only
-    /// where Slurm puts it: state and restarts begin lines, before the job's own text.
+    /// where Slurm puts it: its line begins with one of Slurm's own, before the job's
+    /// own text.
     pub fn parse(text: &str) -> Option<Self> {
         let block = text.split("\n\n").find(|block| !block.trim().is_empty())?;
         let line = |key: &str| {
@@ -28,10 +31,12 @@ impl Job {
         };
         let state = line("JobState=")?;
         let restarts = value(line("Requeue=")?, "Restarts=")?.parse().ok()?;
+        let excluded = line("ReqNodeList=").and_then(|line| value(line, "ExcNodeList="));
         Some(Self {
             state: JobState::parse(state.split_whitespace().next()?),
             reason: value(state, "Reason=").unwrap_or_default(),
             restarts,
+            excluded: excluded.filter(|nodes| nodes != "(null)"),
         })
     }
 }

@@ -153,6 +153,37 @@ fn a_site_that_does_not_requeue_leaves_the_rest_to_resume() {
     assert!(site.slurm.jobs().len() > crate::site::STAGES);
 }
 
+/// F16: a second loss counts against the node, unless the job could not start without it.
+#[test]
+fn a_node_that_is_lost_again_and_again_is_left_out() {
+    let attempt = |site: &Site| site.attempt("train.g", Some(("requeue", 1)), 75);
+    let site = submitted("");
+    let job = site.job("train.g");
+    site.slurm.set(&job, "excluded", "n[7-9]");
+    site.slurm.answer("sinfo", "n1|down*\nn2|idle\n");
+    attempt(&site);
+    assert!(site.slurm.calls_of("sinfo").is_empty(), "there was no attempt before");
+    attempt(&site);
+    assert_eq!(site.slurm.get(&job, "excluded"), "n[7-9]", "a single loss is bad luck");
+    let output = attempt(&site);
+    assert_eq!(output.status.code(), Some(75));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("to keep away from n1, lost again and again"));
+    assert_eq!(site.slurm.get(&job, "excluded"), "n[7-9],n1", "the user's own nodes stay excluded");
+    let steps = || site.slurm.calls_of("srun").len();
+    assert_eq!((steps(), requeues(&site)), (2, 3), "it left before the step");
+    let said = site.equipoise(&["status", "run"]).ok();
+    assert!(said.contains("keep away from n1") && said.contains("rm -r run/slurm/lost/NODE"), "{said}");
+    assert_eq!(site.json(&["status", "run"])["excluded_nodes"], serde_json::json!(["n1"]));
+
+    for (keys, nodes) in [("", "n1|down*\n"), ("exclude_after = 0", "n1|down*\nn2|idle\n")] {
+        let site = submitted(keys);
+        site.slurm.answer("sinfo", nodes);
+        (0..4).for_each(|_| drop(attempt(&site)));
+        assert_eq!(site.slurm.get(&site.job("train.g"), "excluded"), "", "{keys} {nodes}");
+        assert_eq!(site.slurm.calls_of("srun").len(), 4, "{keys} {nodes}");
+    }
+}
+
 #[test]
 fn the_batch_command_is_for_jobs() {
     let site = Site::new();

@@ -96,7 +96,8 @@ impl FakeSlurm {
         ids.iter().map(u64::to_string).collect()
     }
 
-    /// A property of a job: `name`, `state`, `reason`, `restarts`, `script`, `args`, `env`, `dir`, `start`.
+    /// A property of a job: `name`, `state`, `reason`, `restarts`, `script`, `args`, `env`, `dir`, `start`,
+    /// `excluded`.
     pub fn get(&self, job: &str, property: &str) -> String {
         std::fs::read_to_string(self.job(job).join(property)).unwrap_or_default().trim().to_string()
     }
@@ -128,6 +129,7 @@ impl FakeSlurm {
         let mut command = Command::new("bash");
         command.arg(self.job(job).join("script")).current_dir(self.get(job, "dir"));
         command.env("SLURM_JOB_ID", job).env("SLURM_JOB_NODELIST", "n1").env("SLURM_JOB_NUM_NODES", "1");
+        command.env("SLURM_JOB_PARTITION", "low");
         match restarts.as_str() {
             "0" => command.env_remove("SLURM_RESTART_COUNT"),
             count => command.env("SLURM_RESTART_COUNT", count),

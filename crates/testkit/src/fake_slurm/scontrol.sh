@@ -31,6 +31,7 @@ case $1 in
         echo "   UserId=me(1000) GroupId=me(1000) MCS_label=N/A"
         echo "   JobState=$(cat "$job/state") Reason=$(cat "$job/reason") Dependency=(null)"
         echo "   Requeue=1 Restarts=$(cat "$job/restarts") BatchFlag=1 Reboot=0 ExitCode=0:0"
+        echo "   ReqNodeList=(null) ExcNodeList=$(cat "$job/excluded" 2> /dev/null || echo '(null)')"
         ;;
     requeue)
         job=$FAKE_SLURM/jobs/${2%%_*}
@@ -45,7 +46,10 @@ case $1 in
         ;;
     update)
         id=${2#JobId=}
-        echo "$3" > "$FAKE_SLURM/jobs/${id%%_*}/start"
+        case $3 in
+            ExcNodeList=*) echo "${3#*=}" > "$FAKE_SLURM/jobs/${id%%_*}/excluded" ;;
+            *) echo "$3" > "$FAKE_SLURM/jobs/${id%%_*}/start" ;;
+        esac
         finish
         ;;
 esac
