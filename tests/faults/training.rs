@@ -374,3 +374,50 @@ fn a_nan_on_one_rank_stops_all_before_the_update() {
     }
     figure("F24", "ranks with a NaN, all stopped at its step with 71", 2);
 }
+
+/// F24, where the recipe lets some steps be left out: the same ones on any number of ranks, counted over all attempts.
+#[test]
+fn steps_that_are_not_finite_are_left_out_as_often_as_the_recipe_allows() {
+    const ONE: &str = "classifier.skip_non_finite=1";
+    let nan = |step| json!({ "call": "loss", "path": [format!("step {step},")], "then": "nan" }).to_string();
+    let model =
+        |run: &TempRun| std::fs::read(run.join(format!("run/stages/{STAGE}/model.safetensors"))).unwrap();
+    let rows = |run: &TempRun| {
+        let rows = std::fs::read_to_string(run.join(format!("run/stages/{STAGE}/metrics.jsonl"))).unwrap();
+        rows.lines().map(|row| serde_json::from_str(row).unwrap()).collect::<Vec<Value>>()
+    };
+    let (undisturbed, _) = reference(&SETS);
+    let trained: Vec<TempRun> = [1, 2]
+        .map(|ranks| {
+            let run = TempRun::default();
+            let sets: Vec<&str> = SETS.into_iter().chain([ONE]).collect();
+            let mut command = run_recipe("train", &run.join("run"), ranks, &sets);
+            command.env("EQUIPOISE_FAIL", nan(13));
+            finish(command);
+            let rows = rows(&run);
+            let skipped = |step: usize| rows[step / 2 - 1]["skipped"].as_u64();
+            assert_eq!((skipped(12), skipped(14), skipped(24)), (None, Some(1), Some(1)));
+            assert!(rows.iter().all(|row| row["loss"].as_f64().is_some_and(f64::is_finite)), "{rows:?}");
+            run
+        })
+        .into();
+    assert_eq!(model(&trained[0]), model(&trained[1]), "on one rank and on two");
+    assert_ne!(model(&trained[0]), model(&undisturbed), "the step counts");
+
+    // The second one, in another attempt, is one too many; what is allowed may grow.
+    let run = TempRun::default();
+    let path = run.join("run");
+    let sets: Vec<&str> = LONG.into_iter().chain([ONE]).collect();
+    let mut process = start(&path, &sets, &nan(13));
+    wait_until("a checkpoint", PATIENCE, || newest_checkpoint(&path) >= 50);
+    process.signal(libc::SIGTERM);
+    assert_eq!(process.wait(PATIENCE).code(), Some(75), "{}", process.output());
+    let mut process = start(&path, &sets, &nan(390));
+    assert_eq!(process.wait(PATIENCE).code(), Some(71), "{}", process.output());
+    assert!(process.output().contains("1 such steps were left out before"), "{}", process.output());
+    let mut command = equipoise(&["resume", "--set", "classifier.skip_non_finite=2"]);
+    command.arg(&path).env("EQUIPOISE_FAIL", nan(390));
+    finish(command);
+    assert_eq!(rows(&run).last().unwrap()["skipped"], 2);
+    figure("F24", "steps left out where the recipe allows it, the same bits on 1 and 2 ranks", 1);
+}

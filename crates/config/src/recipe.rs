@@ -222,6 +222,9 @@ pub struct Classifier {
     /// Steps between rows of metrics.jsonl.
     #[schemars(range(min = 1), extend("x-elastic" = true))]
     pub log_every: u64,
+    /// Steps whose loss or gradient is not finite that are left out before the training ends with exit code 71.
+    #[schemars(extend("x-elastic" = true))]
+    pub skip_non_finite: u64,
 }
 
 /// `[classifiers.NAME]`
@@ -331,6 +334,9 @@ pub struct DiffusionTraining {
     /// Steps between rows of metrics.jsonl.
     #[schemars(range(min = 1), extend("x-elastic" = true))]
     pub log_every: u64,
+    /// Steps whose loss or gradient is not finite that are left out before the training ends with exit code 71.
+    #[schemars(extend("x-elastic" = true))]
+    pub skip_non_finite: u64,
 }
 
 /// `[generate]`

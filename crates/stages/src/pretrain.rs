@@ -71,6 +71,7 @@ pub fn run(step: &Step) -> Result<Ended> {
         schedule: config.schedule.parse()?,
         ema: Some(config.ema.parse()?),
         log_every: config.log_every,
+        skip_non_finite: config.skip_non_finite,
         stored: precision::stored(config.stored),
     };
     training::train(step, &denoising, &training, order, builder)

@@ -38,6 +38,7 @@ struct TrainParams {
     micro_batch: u64,
     precision: recipe::Precision,
     log_every: u64,
+    skip_non_finite: u64,
     seed: u64,
     set: Option<String>,
     set_seed: Option<u64>,
@@ -81,6 +82,7 @@ pub fn run(step: &Step) -> Result<Ended> {
         schedule: params.schedule.parse()?,
         ema: None,
         log_every: params.log_every,
+        skip_non_finite: params.skip_non_finite,
         stored: tch::Kind::Float,
     };
     training::train(step, &objective, &config, order, builder)

@@ -2,7 +2,7 @@
 //! any step (DESIGN "Elastic training").
 
 use crate::step::Step;
-use equipoise_base::{Error, ExitCode, Result, bail, ensure, trace};
+use equipoise_base::{Error, ExitCode, Result, ensure, trace};
 use equipoise_comm::agree::{Verdict, agree};
 use equipoise_data::{BatchBuilder, Loader, MicroBatch, Request};
 use equipoise_nn::layers::BatchNorm2d;
@@ -51,6 +51,8 @@ pub struct TrainingConfig {
     pub ema: Option<EmaConfig>,
     /// Steps between rows of `metrics.jsonl`.
     pub log_every: u64,
+    /// Steps whose loss or gradient is not finite that are left out, over all attempts; one more ends the training.
+    pub skip_non_finite: u64,
     /// Kind of the floating tensors of the committed weights.
     pub stored: Kind,
 }
@@ -70,8 +72,8 @@ pub enum Ended {
 /// folder: the averaged weights where there is averaging.
 ///
 /// # Errors
-/// 71 when a loss or gradient is not finite (no weight has changed by it), 78 when the ranks cannot share the
-/// micro-batches, 74 when a checkpoint cannot be written.
+/// 71 when the loss or gradient of more steps than may be left out is not finite (no weight has changed by it), 78 when the
+/// ranks cannot share the micro-batches, 74 when a checkpoint cannot be written.
 pub fn train(
     step: &Step,
     objective: &dyn Objective,
@@ -138,6 +140,8 @@ struct State<'a> {
     failed: Option<Error>,
     /// Losses since the last row of metrics, summed over this rank's micro-batches.
     window: (f64, u64),
+    /// Steps that were left out so far.
+    skipped: u64,
     worked: Worked,
 }
 
@@ -179,6 +183,7 @@ impl<'a> State<'a> {
             noted: Vec::new(),
             failed: None,
             window: (0., 0),
+            skipped: 0,
             worked: Worked::since(0),
             step,
             objective,
@@ -218,14 +223,13 @@ impl<'a> State<'a> {
                 Verdict::Io => return Err(self.write_failure()),
                 Verdict::NonFinite => {
                     self.name_images(now, &losses, &mut samples);
-                    bail!(
-                        NonFinite,
-                        "step {now}: the loss or the gradient is not finite (losses of rank {}: {losses:?}); lower \
-                         optimizer.lr or use precision = \"fp32\"",
-                        step.rank()
-                    )
+                    self.skip(now, &losses)?;
                 }
-                Verdict::Go => {}
+                Verdict::Go => {
+                    self.apply(now, &gradient)?;
+                    self.window.0 += losses.iter().sum::<f64>();
+                    self.window.1 += losses.len() as u64;
+                }
                 // The gradient of this step is given up: the checkpoint is of the step before it.
                 _ => {
                     self.checkpoint(now)?;
@@ -233,10 +237,9 @@ impl<'a> State<'a> {
                     return Ok(Ended::Stopped);
                 }
             }
-            self.apply(now, &gradient)?;
             self.step.count_made(u64::from(self.step.is_root()));
             self.step.passed("steps", 1);
-            self.log(now, &losses)?;
+            self.log(now)?;
             progress.set(now + 1);
             step.report_progress("steps", &progress, false)?;
             self.worked.over = Instant::now();
@@ -266,6 +269,7 @@ impl<'a> State<'a> {
         if let Some(ema) = &mut self.ema {
             ema.load(&self.flat, &source, &read("ema.safetensors")?)?;
         }
+        self.skipped = found.manifest.user["skipped"].as_u64().unwrap_or(0);
         equipoise_telemetry::info!("resumed at step {} of {}", found.manifest.step, self.config.steps);
         Ok(found.manifest.step)
     }
@@ -313,6 +317,26 @@ impl<'a> State<'a> {
         }
     }
 
+    /// Leaves out a step that is not finite, as a gradient scaler does: the same step on all ranks, since they agreed on it.
+    fn skip(&mut self, now: u64, losses: &[f64]) -> Result<()> {
+        let (rank, allowed) = (self.step.rank(), self.config.skip_non_finite);
+        ensure!(
+            self.skipped < allowed,
+            NonFinite,
+            "step {now}: the loss or the gradient is not finite (losses of rank {rank}: {losses:?}; {} such steps were left \
+             out before); lower optimizer.lr, use precision = \"fp32\" or raise skip_non_finite",
+            self.skipped
+        );
+        self.skipped += 1;
+        if self.step.is_root() {
+            equipoise_telemetry::warn!(
+                "step {now} is left out: its loss or gradient is not finite (number {} of {allowed} that may be)",
+                self.skipped
+            );
+        }
+        Ok(())
+    }
+
     fn verdict(&mut self, finite: bool) -> Result<Verdict> {
         self.failed = self.writer.as_mut().and_then(|writer| writer.poll().err());
         if let Some(writer) = self.writer.as_ref().filter(|writer| !writer.longest_save().is_zero()) {
@@ -347,10 +371,9 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// A row of `metrics.jsonl` every `log_every` steps: mean loss since the last one, over all ranks.
-    fn log(&mut self, now: u64, losses: &[f64]) -> Result<()> {
-        self.window.0 += losses.iter().sum::<f64>();
-        self.window.1 += losses.len() as u64;
+    /// A row of `metrics.jsonl` every `log_every` steps: mean loss since the last one, over all ranks and without steps
+    /// that were left out.
+    fn log(&mut self, now: u64) -> Result<()> {
         if !(now + 1).is_multiple_of(self.config.log_every) && now + 1 != self.config.steps {
             return Ok(());
         }
@@ -364,7 +387,12 @@ impl<'a> State<'a> {
             images += u64::from_le_bytes(word(8));
         }
         let lr = self.config.optimizer.lr() * self.schedule.factor(now);
-        self.step.metrics_row(&json!({ "step": now + 1, "loss": total / images.max(1) as f64, "lr": lr }))
+        let loss = (images > 0).then(|| total / images as f64);
+        let mut row = json!({ "step": now + 1, "loss": loss, "lr": lr });
+        if self.skipped > 0 {
+            row["skipped"] = self.skipped.into();
+        }
+        self.step.metrics_row(&row)
     }
 
     /// Hands the state after `step` steps to the writer's thread; training goes on meanwhile.
@@ -384,7 +412,7 @@ impl<'a> State<'a> {
             world: self.step.world(),
             identity: self.step.identity().clone(),
             files,
-            user: json!(null),
+            user: json!({ "skipped": self.skipped }),
         })?;
         let Worked { from, begun, over } = std::mem::replace(&mut self.worked, Worked::since(step));
         if from < step {
