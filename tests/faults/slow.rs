@@ -2,7 +2,7 @@
 
 use crate::support::{PATIENCE, run};
 use equipoise_testkit::tree::{Found, send};
-use equipoise_testkit::{Process, TempRun};
+use equipoise_testkit::{Process, TempRun, figure};
 use std::time::{Duration, Instant};
 
 /// Longer than a silent rank is waited for (20 s).
@@ -49,5 +49,6 @@ fn a_slow_rank_is_waited_for_and_a_stuck_one_is_not() {
         "{status}:\n{}",
         process.output()
     );
-    println!("stuck rank: everything over after {:.1} s, {status}", took.as_secs_f64());
+    figure("F26", "seconds at a tenth of its speed, waited for", SLOW.as_secs());
+    figure("F26", "seconds from stuck to everything over", format!("{:.1}", took.as_secs_f64()));
 }

@@ -32,6 +32,9 @@ pub struct Args {
     /// Leave out tests that boot a Slurm cluster, which take many minutes; the table says so.
     #[arg(long)]
     no_cluster: bool,
+    /// Also the tests that take minutes each, an hour in all.
+    #[arg(long)]
+    slow: bool,
 }
 
 /// Where tests leave their figures.
@@ -39,12 +42,17 @@ pub fn figures_file() -> PathBuf {
     shell::root().join("target/figures.tsv")
 }
 
+/// The figures of the last soak: it takes hours, so a later run of the tests does not take them away.
+pub fn soak_figures_file() -> PathBuf {
+    shell::root().join("target/soak-figures.tsv")
+}
+
 /// Runs the tests, prints the table, writes the page.
 pub fn run(args: &Args) -> Result<()> {
     let list = Faults::read(Path::new(LIST))?;
     let selected = list.select(&args.faults)?;
     if !args.last {
-        run_tests(&list, &selected, args.no_cluster)?;
+        run_tests(&list, &selected, args)?;
     }
     let results = junit::read(Path::new(JUNIT)).context("nothing was run yet")?;
     let figures = read_figures()?;
@@ -62,15 +70,14 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn run_tests(list: &Faults, selected: &[(String, &Fault)], no_cluster: bool) -> Result<()> {
+fn run_tests(list: &Faults, selected: &[(String, &Fault)], args: &Args) -> Result<()> {
     // Black-box tests start the step binaries, which no test target builds by itself.
     shell::run(shell::cargo().args(["build", "--workspace"]))?;
     require_known(list)?;
     let tests: BTreeSet<&str> = selected
         .iter()
-        .flat_map(|(_, fault)| &fault.tests)
-        .map(String::as_str)
-        .filter(|test| !(no_cluster && test.starts_with(CLUSTER)))
+        .flat_map(|(_, fault)| fault.tests(args.slow))
+        .filter(|test| !(args.no_cluster && test.starts_with(CLUSTER)))
         .collect();
     let terms = tests.iter().map(|test| {
         let (binary, name) = test.split_once(' ').unwrap_or((test, ""));
@@ -82,6 +89,9 @@ fn run_tests(list: &Faults, selected: &[(String, &Fault)], no_cluster: bool) -> 
     let _ = fs::remove_file(JUNIT);
     let mut runner = shell::cargo();
     runner.args(["nextest", "run", "--workspace", "--no-fail-fast", "-E", &expression]);
+    if args.slow {
+        runner.args(["--run-ignored", "all"]);
+    }
     runner.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1").env(figures::VARIABLE, figures_file());
     // What failed is in the table.
     let status = runner.status().context("cargo nextest run: is cargo-nextest installed?")?;
@@ -110,11 +120,12 @@ fn require_known(list: &Faults) -> Result<()> {
 
 /// Fault to figures; of one that was measured again, the newest.
 fn read_figures() -> Result<BTreeMap<String, Vec<(String, String)>>> {
-    let text = fs::read_to_string(figures_file()).unwrap_or_default();
+    let files = [figures_file(), soak_figures_file()];
+    let text: String = files.iter().filter_map(|file| fs::read_to_string(file).ok()).collect();
     let mut figures: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
     for line in text.lines() {
         let [fault, what, value] = line.split('\t').collect::<Vec<_>>()[..] else {
-            bail!("{}: {line:?} is no figure", figures_file().display());
+            bail!("{}: {line:?} is no figure", files.map(|file| file.display().to_string()).join(" or "));
         };
         let known = figures.entry(fault.into()).or_default();
         known.retain(|(other, _)| other != what);
@@ -134,10 +145,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_list_is_complete_and_has_tests_or_a_reason() {
+    fn the_list_is_complete_and_every_fault_is_shown() {
         let list = Faults::read(&shell::root().join(LIST)).unwrap();
         let numbers: BTreeSet<String> = (1..=34).map(|number| format!("F{number}")).collect();
         assert_eq!(list.numbers().collect::<BTreeSet<_>>(), numbers);
-        list.require_reasons().unwrap();
+        list.require_proof().unwrap();
     }
 }

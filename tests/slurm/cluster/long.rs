@@ -1,7 +1,7 @@
 //! Faults that take many minutes to play through, so they run on request:
 //!
 //! ```text
-//! cargo test --test cluster -- --ignored --nocapture
+//! cargo xtask faults --slow
 //! ```
 
 use crate::campaign::{Campaign, Work};
@@ -9,8 +9,8 @@ use crate::support::{finish, run};
 use crate::{GENERATE, TRAIN};
 use equipoise_base::rng::Key;
 use equipoise_rundir::{RealFs, RunDir, StageKey, records, work};
-use equipoise_testkit::TempRun;
 use equipoise_testkit::slurm::Options;
+use equipoise_testkit::{TempRun, figure};
 use std::time::{Duration, Instant};
 
 const RECIPE: &str = "tests/recipes/tiny.toml";
@@ -55,6 +55,9 @@ fn twenty_preemptions_in_a_row() {
     let work = work::of_stage(&RealFs, &stage).unwrap();
     assert_eq!(work.superseded, 0.0, "steps were made again: {work:?}");
     println!("{} attempts, {work:?}", campaign.journal(TRAIN).len());
+    figure("F19", "preemptions in a row", 20);
+    figure("F19", "seconds of steps made again", work.superseded);
+    figure("F19", "minutes in all", format!("{:.1}", start.elapsed().as_secs_f64() / 60.0));
     campaign.finish_and_compare("twenty preemptions");
 }
 
@@ -67,7 +70,7 @@ fn a_commit_that_srun_cuts_short_is_whole_or_not_there() {
     let mut campaign = campaign(Work { recipe: RECIPE, settings, shard: 8 });
     campaign.begin("teardown", TRAIN);
     let mut job = campaign.submit(TRAIN, "low", &[]);
-    let mut stream = Key::new(33, "teardown").stream();
+    let (mut stream, mut longest) = (Key::new(33, "teardown").stream(), Duration::ZERO);
     for attempt in 1..=5 {
         campaign.wait_until_at_work(TRAIN, attempt);
         std::thread::sleep(Duration::from_secs_f64(stream.range(0.0, 0.5)));
@@ -77,6 +80,7 @@ fn a_commit_that_srun_cuts_short_is_whole_or_not_there() {
         let killed = Instant::now();
         campaign.wait_until_over(job);
         println!("attempt {attempt}: over {:.1} s after the kill", killed.elapsed().as_secs_f64());
+        longest = longest.max(killed.elapsed());
         assert_eq!(campaign.cluster.job(job).exit, 74, "a killed rank is no reason to requeue");
         campaign.wait_until_none_is_left();
         job = campaign.submit(TRAIN, "low", &[]);
@@ -85,6 +89,12 @@ fn a_commit_that_srun_cuts_short_is_whole_or_not_there() {
     let logs = campaign.logs(TRAIN);
     assert!(!logs.contains("damaged checkpoint"), "{logs}");
     assert!(logs.matches("resumed at step").count() >= 5, "{logs}");
+    figure("F33", "ranks killed beside a commit", 5);
+    figure(
+        "F33",
+        "seconds from the kill to the end of the job, at most",
+        format!("{:.1}", longest.as_secs_f64()),
+    );
     campaign.finish_and_compare("teardown");
 }
 
@@ -131,6 +141,7 @@ fn a_stale_rendezvous_is_never_used() {
     assert_eq!((&ended["stalled"], &ended["requeued"]), (&true.into(), &true.into()), "{ended}");
     assert_eq!(campaign.outcome(GENERATE)["attempt"], 1, "the stage was not begun");
     println!("stale socket: srun ended with {}", ended["status"]);
+    figure("F32", "sockets of PMIx left behind, neither used", 2);
     stale.iter().for_each(|socket| drop(std::fs::remove_file(socket)));
     campaign.wait_until_over(job);
     campaign.finish_and_compare("stale rendezvous");

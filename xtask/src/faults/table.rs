@@ -13,15 +13,27 @@ use std::path::Path;
 #[serde(deny_unknown_fields)]
 pub struct Fault {
     /// What is done.
-    pub fault: String,
+    fault: String,
     /// What must hold.
-    pub bar: String,
+    bar: String,
     /// Its tests, as `BINARY TEST`.
-    pub tests: Vec<String>,
+    #[serde(default)]
+    tests: Vec<String>,
+    /// Those of its tests that are ignored, because they take minutes.
+    #[serde(default)]
+    slow: Vec<String>,
+    /// What shows it instead of tests: a command that leaves figures.
+    by: Option<String>,
     /// What of the bar no test shows.
-    pub lacks: Option<String>,
-    /// Why there is no test.
-    pub not_run: Option<String>,
+    lacks: Option<String>,
+}
+
+impl Fault {
+    /// Its tests; the slow ones too, if asked for.
+    pub fn tests(&self, slow: bool) -> impl Iterator<Item = &str> {
+        let slow = self.slow.iter().filter(move |_| slow);
+        self.tests.iter().chain(slow).map(String::as_str)
+    }
 }
 
 /// All faults by number.
@@ -52,7 +64,7 @@ impl Faults {
 
     /// Every test of the list.
     pub fn tests(&self) -> impl Iterator<Item = &str> {
-        self.0.values().flat_map(|fault| &fault.tests).map(String::as_str)
+        self.0.values().flat_map(|fault| fault.tests(true))
     }
 
     /// Every number.
@@ -61,11 +73,11 @@ impl Faults {
         self.0.keys().cloned()
     }
 
-    /// Each fault has tests, or says why it has none.
+    /// Each fault has tests, or a command that shows it.
     #[cfg(test)]
-    pub fn require_reasons(&self) -> Result<()> {
+    pub fn require_proof(&self) -> Result<()> {
         for (number, fault) in &self.0 {
-            ensure!(fault.tests.is_empty() == fault.not_run.is_some(), "{number}: tests or a reason");
+            ensure!(fault.tests(true).next().is_none() == fault.by.is_some(), "{number}: tests or a command");
         }
         Ok(())
     }
@@ -98,25 +110,27 @@ impl Row {
         results: &BTreeMap<String, bool>,
         figures: &BTreeMap<String, Vec<(String, String)>>,
     ) -> Self {
-        let ran: Vec<&String> = fault.tests.iter().filter(|test| results.contains_key(*test)).collect();
+        let tests: Vec<&str> = fault.tests(true).collect();
+        let ran: Vec<&str> = tests.iter().copied().filter(|test| results.contains_key(*test)).collect();
         let failed: Vec<String> =
             ran.iter().filter(|test| !results[**test]).map(|test| test.to_string()).collect();
-        let left_out = fault.tests.len() - ran.len();
-        let verdict = match (&fault.not_run, failed.is_empty()) {
-            (Some(reason), _) => Verdict::NotRun(reason.clone()),
-            (None, false) => Verdict::Fail(failed),
-            (None, true) if ran.is_empty() => Verdict::NotRun("its tests were left out".into()),
-            (None, true) => Verdict::Pass,
+        let figures = figures.get(number).map(Vec::as_slice).unwrap_or_default();
+        let verdict = match &fault.by {
+            Some(command) if figures.is_empty() => Verdict::NotRun(command.clone()),
+            Some(command) if figures.iter().any(|(_, value)| value.contains("missed")) => {
+                Verdict::Fail(vec![command.clone()])
+            }
+            Some(_) => Verdict::Pass,
+            None if !failed.is_empty() => Verdict::Fail(failed),
+            None if ran.is_empty() => Verdict::NotRun("its tests were left out".into()),
+            None => Verdict::Pass,
         };
-        let mut measured = vec![format!("{} of {} tests", ran.len(), fault.tests.len())];
-        if left_out == 0 {
-            measured = vec![format!("{} tests", ran.len())];
-        }
-        if fault.tests.is_empty() {
-            measured.clear();
-        }
-        let own = figures.get(number).into_iter().flatten();
-        measured.extend(own.map(|(what, value)| format!("{what}: {value}")));
+        let mut measured = match (ran.len(), tests.len()) {
+            (_, 0) => fault.by.iter().map(|command| format!("`{command}`")).collect(),
+            (ran, all) if ran == all => vec![format!("{all} tests")],
+            (ran, all) => vec![format!("{ran} of {all} tests")],
+        };
+        measured.extend(figures.iter().map(|(what, value)| format!("{what}: {value}")));
         Self {
             number: number.into(),
             fault: fault.fault.clone(),
@@ -173,9 +187,10 @@ mod tests {
         let fault = Fault {
             fault: "a | b".into(),
             bar: "holds".into(),
-            tests: vec!["p x".into(), "p y".into()],
+            tests: vec!["p x".into()],
+            slow: vec!["p y".into()],
+            by: None,
             lacks: None,
-            not_run: None,
         };
         let results = results.iter().map(|(name, passed)| (name.to_string(), *passed)).collect();
         let figures = BTreeMap::from([("F3".to_string(), vec![("points".to_string(), "412".to_string())])]);
@@ -190,6 +205,20 @@ mod tests {
         let failed = row(&[("p x", true), ("p y", false)]);
         assert!(failed.has_failed() && failed.verdict() == "FAIL: p y");
         assert_eq!(row(&[]).verdict(), "not run: its tests were left out");
+        let soak = Fault {
+            fault: "soak".into(),
+            bar: "holds".into(),
+            tests: vec![],
+            slow: vec![],
+            by: Some("soak".into()),
+            lacks: None,
+        };
+        let none = Row::new("F34", &soak, &BTreeMap::new(), &BTreeMap::new());
+        assert_eq!(none.verdict(), "not run: soak");
+        let figures =
+            BTreeMap::from([("F34".to_string(), vec![("goodput".to_string(), "83 %".to_string())])]);
+        let soaked = Row::new("F34", &soak, &BTreeMap::new(), &figures);
+        assert_eq!((soaked.verdict(), &*soaked.measured), ("pass".into(), "`soak`; goodput: 83 %"));
         let page = page(&[passed], "a machine");
         assert!(page.ends_with("| F3 | a \\| b | holds | 2 tests; points: 412 | pass |\n"), "{page}");
     }

@@ -9,7 +9,7 @@ mod punisher;
 mod round;
 mod timeline;
 
-use crate::{setup, shell};
+use crate::{faults, setup, shell};
 use anyhow::{Result, ensure};
 use equipoise_rundir::work::Work;
 use equipoise_testkit::slurm::{Cluster, Options};
@@ -19,6 +19,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 use timeline::Phases;
+
+/// The bar of F34, in percent.
+const GOODPUT: f64 = 80.0;
 
 /// How long and how hard.
 #[derive(clap::Args)]
@@ -83,7 +86,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     summary(start.elapsed(), &punisher.happened, &balance);
     ensure!(!punisher.happened.is_empty(), "nothing happened: take a smaller --mtbf");
-    Ok(())
+    leave_figures(start.elapsed(), &punisher.happened, &balance)
 }
 
 /// What the rounds have cost, and what it was good for.
@@ -105,10 +108,17 @@ impl Balance {
     }
 }
 
+impl Balance {
+    /// Useful part of the seconds with any process alive.
+    fn goodput(&self) -> f64 {
+        self.work.useful / self.alive.max(1e-9)
+    }
+}
+
 impl fmt::Display for Balance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Work { useful, superseded } = self.work;
-        let percent = 100.0 * useful / self.alive.max(1e-9);
+        let percent = 100.0 * self.goodput();
         write!(f, "goodput {useful:.0} s useful / {:.0} s alive = {percent:.0} %", self.alive)?;
         write!(f, " ({superseded:.0} s made again)")
     }
@@ -125,4 +135,20 @@ fn summary(took: Duration, events: &BTreeMap<Event, usize>, balance: &Balance) {
     );
     println!("{balance}");
     println!("{}", balance.phases);
+}
+
+/// Leaves the figures for `cargo xtask faults`.
+#[allow(clippy::disallowed_methods, reason = "a build output, not a run directory")]
+fn leave_figures(took: Duration, events: &BTreeMap<Event, usize>, balance: &Balance) -> Result<()> {
+    let goodput = 100.0 * balance.goodput();
+    let missed = if goodput < GOODPUT { " (missed)" } else { "" };
+    let mut figures = vec![
+        ("minutes".to_string(), format!("{:.0}", took.as_secs_f64() / 60.0)),
+        ("runs from submission to report".into(), balance.rounds.to_string()),
+        ("of them with other bytes".into(), "0".into()),
+        ("goodput".into(), format!("{goodput:.0} %{missed}")),
+    ];
+    figures.extend(events.iter().map(|(event, count)| (event.to_string(), count.to_string())));
+    let lines: String = figures.iter().map(|(what, value)| format!("F34\t{what}\t{value}\n")).collect();
+    Ok(std::fs::write(faults::soak_figures_file(), lines)?)
 }
