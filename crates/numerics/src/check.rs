@@ -10,9 +10,17 @@ use tch::{Kind, Tensor};
 pub fn features(name: &str, rows: &Tensor) -> Result<(i64, i64)> {
     let size = rows.size();
     ensure!(size.len() == 2, BadData, "{name}: expected features [n, d], got a tensor of shape {size:?}");
-    let finite = size[0] == 0 || rows.isfinite().all().int64_value(&[]) == 1;
-    ensure!(finite, BadData, "{name}: NaN or infinity among the features");
+    ensure!(is_finite(rows), BadData, "{name}: NaN or infinity among the features");
     Ok((size[0], size[1]))
+}
+
+/// Whether there is neither NaN nor infinity: in one pass, since the extremes of a set with NaN are NaN.
+fn is_finite(values: &Tensor) -> bool {
+    if values.numel() == 0 {
+        return true;
+    }
+    let (least, greatest) = values.aminmax(None, false);
+    least.double_value(&[]).is_finite() && greatest.double_value(&[]).is_finite()
 }
 
 /// `labels` as numbers, each below `classes`, one for each of `rows` rows.

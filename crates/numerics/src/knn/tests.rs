@@ -1,9 +1,11 @@
 //! The same numbers as by brute force, whichever products find them.
 
-use super::cloud::BLOCK;
+use super::balls::counts_by;
+use super::cloud::Bounds;
+use super::tile::{Band, Tile};
 use super::*;
 use equipoise_base::rng::Key;
-use tch::Device;
+use tch::{Device, IndexOp};
 
 fn normal(seed: u64, rows: i64, dim: i64) -> Tensor {
     let mut values = vec![0f32; (rows * dim) as usize];
@@ -34,6 +36,46 @@ fn close(got: &Tensor, want: &Tensor) {
 /// Runs a test with every kind of product: none may change a result.
 fn with_all(test: impl Fn(Product) -> Result<()>) -> Result<()> {
     [Product::Single, Product::Half].into_iter().try_for_each(test)
+}
+
+/// In every kind of product every interval holds the true distance; those of bfloat16 are narrow where distances are as large
+/// as norms.
+#[test]
+fn intervals_hold_the_truth() -> Result<()> {
+    let rows = normal(20, 90, 300);
+    let spread =
+        Tensor::from_slice(&(0..90).map(|at| (at % 7 - 3) as f32).collect::<Vec<_>>()).exp2().unsqueeze(1);
+    let close = normal(21, 1, 300) + normal(22, 90, 300) * 1e-3;
+    for (narrow, x, y) in [
+        (true, &rows, normal(23, 90, 300) * 1.5),
+        (false, &(&rows * spread), rows.shallow_clone()),
+        (false, &close, &close + 1e-4),
+    ] {
+        let frame = Frame::of(&[x, &y]);
+        with_all(|product| {
+            let (left, right) = (Cloud::new(x, &frame, product), Cloud::new(&y, &frame, product));
+            let (all, mut tile) = ((0, 90), Tile::default());
+            Band::new(product, (&left, all)).times((&right, all), &mut tile);
+            let Bounds { lower, width } = &tile.columns;
+            let mut widest = 0f64;
+            let limit = if product == Product::Half { 0.02 } else { 1e-4 };
+            for (i, line) in tile.lines().enumerate() {
+                for j in 0..90 {
+                    let truth = left.exact(i, &right, j) * frame.scale.powi(2);
+                    let low = line.lower(line.products[j], lower[j]);
+                    let high = line.upper(low, line.products[j], width[j]);
+                    assert!(
+                        f64::from(low) <= truth && truth <= f64::from(high),
+                        "{product:?}: {truth} in {low}..{high}"
+                    );
+                    widest = widest.max(f64::from(high - low) / truth);
+                }
+            }
+            assert!(!narrow || widest < limit, "{product:?}: {widest}");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 #[test]
