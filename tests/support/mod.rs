@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// A run of the tiny recipe takes seconds; a loaded machine may need much more.
-pub const PATIENCE: Duration = Duration::from_secs(240);
+pub const PATIENCE: Duration = Duration::from_secs(480);
 
 /// The front end with `arguments`, as a user types it.
 pub fn equipoise(arguments: &[&str]) -> Command {

@@ -2,7 +2,7 @@
 //! and another number of ranks. Minutes of real work, so it runs on request:
 //!
 //! ```text
-//! cargo test --test cluster -- --ignored --nocapture
+//! cargo test --test cluster acceptance -- --ignored --nocapture
 //! ```
 
 use crate::campaign::{Campaign, Work};
@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 
 const STAGE: &str = "generate.feedback.k0";
 
-/// The quickstart with one seed, little training, and all images of the guided set.
+/// The quickstart with one seed, little training, and all images of the guided set, in so many steps that their stage
+/// outlasts everything that happens to it.
 const WORK: Work = Work {
     recipe: "configs/recipes/quickstart.toml",
     settings: &[
         "sets.feedback.seeds=[0]",
+        "sets.feedback.sampler.steps=28",
         "sets.unguided.seeds=[0]",
         "arms.ce.seeds=[0]",
         "arms.bs.seeds=[0]",
