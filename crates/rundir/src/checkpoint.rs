@@ -118,29 +118,25 @@ pub struct Snapshot {
     pub user: Value,
 }
 
-/// A checkpoint that was found valid.
-#[derive(Clone)]
+/// A checkpoint that was found valid, with the content that was checked: whatever happens to its files afterwards, this is what
+/// is restored, and nothing is read twice.
 pub struct Checkpoint {
-    vfs: Arc<dyn Vfs>,
     /// Its directory.
     pub path: PathBuf,
     /// Its manifest.
     pub manifest: Manifest,
+    files: BTreeMap<String, Vec<u8>>,
 }
 
 impl Checkpoint {
-    /// Reads a file, checking size and hash again.
+    /// Hands out the content of a file, once: it may be large.
     ///
     /// # Errors
-    /// 65 if the checkpoint has no such file or it changed since it was verified, 74 if it cannot be read.
-    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
-        let path = self.path.join(name);
-        let Some(entry) = self.manifest.files.iter().find(|entry| entry.name == name) else {
-            bail!(BadData, "{}: not a file of this checkpoint", path.display());
-        };
-        let bytes = self.vfs.read(&path).map_err(|error| Error::io("read", &path, error))?;
-        ensure!(entry.matches(&bytes), BadData, "{}: changed since it was verified", path.display());
-        Ok(bytes)
+    /// 65 if the checkpoint has no such file, or has it no more.
+    pub fn take(&mut self, name: &str) -> Result<Vec<u8>> {
+        let missing =
+            || Error::data(format!("{}: not a file of this checkpoint", self.path.join(name).display()));
+        self.files.remove(name).ok_or_else(missing)
     }
 }
 
@@ -273,9 +269,10 @@ impl Checkpoints {
                 );
             }
         };
+        let mut files = BTreeMap::new();
         for entry in &manifest.files {
             match self.read_if_exists(&path.join(&entry.name))? {
-                Some(bytes) if entry.matches(&bytes) => {}
+                Some(bytes) if entry.matches(&bytes) => drop(files.insert(entry.name.clone(), bytes)),
                 Some(bytes) if bytes.len() as u64 != entry.bytes => {
                     return Ok(Err(format!("{} has {} of {} bytes", entry.name, bytes.len(), entry.bytes)));
                 }
@@ -283,7 +280,7 @@ impl Checkpoints {
                 None => return Ok(Err(format!("{} is missing", entry.name))),
             }
         }
-        Ok(Ok(Checkpoint { vfs: self.vfs.clone(), path, manifest }))
+        Ok(Ok(Checkpoint { path, manifest, files }))
     }
 
     fn read_if_exists(&self, path: &Path) -> Result<Option<Vec<u8>>> {

@@ -37,9 +37,9 @@ fn assert_falls_back(fs: &FaultFs, context: &str) {
     let found = checkpoints(fs).latest_valid(&mut |path, reason| {
         warnings.push((path.to_path_buf(), reason.to_string()));
     });
-    let found = found.unwrap().unwrap();
+    let mut found = found.unwrap().unwrap();
     assert_eq!(found.manifest.step, 1, "{context}");
-    assert_eq!(found.read("model").unwrap(), [1; 40], "{context}");
+    assert_eq!(found.take("model").unwrap(), [1; 40], "{context}");
     assert_eq!(warnings.len(), 1, "{context}: {warnings:?}");
     assert_eq!(warnings[0].0, Path::new("/run/ckpt/step-00000002.corrupt"), "{context}");
     let kept = fs.list(&warnings[0].0).unwrap().len();
@@ -138,8 +138,8 @@ fn remains_of_an_earlier_attempt_never_disturb() {
     }
     let path = checkpoints(&fs).save(&snapshot(1, 1)).unwrap();
     assert_eq!(path, Path::new("/run/ckpt/step-00000001"));
-    let found = checkpoints(&fs).latest_valid(&mut |_, reason| panic!("{reason}")).unwrap().unwrap();
-    assert_eq!(found.read("model").unwrap(), [1; 40]);
+    let mut found = checkpoints(&fs).latest_valid(&mut |_, reason| panic!("{reason}")).unwrap().unwrap();
+    assert_eq!(found.take("model").unwrap(), [1; 40]);
     figure("F11", "kinds of remains passed over", 6);
 }
 
@@ -157,8 +157,8 @@ fn a_step_saved_again_must_be_equal_or_the_one_before_damaged() {
     assert_eq!(fs.list(Path::new("/run/ckpt")).unwrap().len(), 2, "no scratch is left");
     damage(&fs, "/run/ckpt/step-00000002/model");
     checkpoints(&fs).save(&snapshot(2, 3)).unwrap();
-    let found = checkpoints(&fs).latest_valid(&mut |_, reason| panic!("{reason}")).unwrap().unwrap();
-    assert_eq!(found.read("model").unwrap(), [3; 40]);
+    let mut found = checkpoints(&fs).latest_valid(&mut |_, reason| panic!("{reason}")).unwrap().unwrap();
+    assert_eq!(found.take("model").unwrap(), [3; 40]);
 }
 
 #[test]
@@ -171,13 +171,13 @@ fn several_ranks_write_one_checkpoint() {
     let entries = vec![joined.add("rank-1", b"b").unwrap(), staging.add("rank-0", b"a").unwrap()];
     let identity = equipoise_base::Identity::of("run");
     staging.finish(2, &identity, entries, serde_json::json!({"seen": 7})).unwrap();
-    let found = rank1.latest_valid(&mut |_, reason| panic!("{reason}")).unwrap().unwrap();
+    let mut found = rank1.latest_valid(&mut |_, reason| panic!("{reason}")).unwrap().unwrap();
     assert_eq!(
-        (found.read("rank-0").unwrap(), found.read("rank-1").unwrap()),
+        (found.take("rank-0").unwrap(), found.take("rank-1").unwrap()),
         (b"a".to_vec(), b"b".to_vec())
     );
     assert_eq!(found.manifest.user["seen"], 7);
-    assert_eq!(found.read("rank-2").unwrap_err().code(), ExitCode::BadData);
+    assert_eq!(found.take("rank-2").unwrap_err().code(), ExitCode::BadData);
 }
 
 #[test]

@@ -31,11 +31,11 @@ fn the_checkpoint_of_version_1_is_read_and_a_newer_one_is_not() {
     if std::env::var_os("EQUIPOISE_WRITE_FIXTURES").is_some() {
         golden().save(&snapshot(7, 65)).unwrap();
     }
-    let found =
+    let mut found =
         golden().latest_valid(&mut |path, reason| panic!("{}: {reason}", path.display())).unwrap().unwrap();
     assert_eq!((found.manifest.step, found.manifest.world), (7, 2));
     for (name, bytes) in snapshot(7, 65).files {
-        assert_eq!(found.read(&name).unwrap(), bytes, "{name}");
+        assert_eq!(found.take(&name).unwrap(), bytes, "{name}");
     }
     // The same snapshot is still written in the same way.
     let fs = FaultFs::new();

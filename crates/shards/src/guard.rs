@@ -6,9 +6,10 @@
 use crate::Kind;
 use equipoise_base::{Result, bail, ensure};
 use std::fmt::Write as _;
+use std::hash::Hasher as _;
 use std::io::Read as _;
 use std::path::Path;
-use xxhash_rust::xxh3::Xxh3Default;
+use twox_hash::XxHash3_64;
 
 /// Version of what this build writes. Every change of the format adds one.
 pub const FORMAT_VERSION: u32 = 1;
@@ -161,20 +162,20 @@ pub(crate) struct Checksums {
 /// Streams the file at `path` through xxh3 in one pass.
 pub(crate) fn checksums(path: &Path) -> Result<Checksums> {
     let (mut file, _) = open(path)?;
-    let (mut body, mut whole) = (Xxh3Default::new(), Xxh3Default::new());
+    let (mut body, mut whole) = (XxHash3_64::new(), XxHash3_64::new());
     let mut buffer = vec![0; 1 << 20];
     let mut guard_left = GUARD_LEN;
     loop {
         let read = match file.read(&mut buffer) {
-            Ok(0) => return Ok(Checksums { body: body.digest(), whole: whole.digest() }),
+            Ok(0) => return Ok(Checksums { body: body.finish(), whole: whole.finish() }),
             Ok(read) => read,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(read_error(path, error)),
         };
-        whole.update(&buffer[..read]);
+        whole.write(&buffer[..read]);
         let skip = guard_left.min(read);
         guard_left -= skip;
-        body.update(&buffer[skip..read]);
+        body.write(&buffer[skip..read]);
     }
 }
 

@@ -578,15 +578,17 @@ impl Step {
         let mut on_corrupt = |path: &Path, reason: &str| {
             equipoise_telemetry::warn!("set aside a damaged checkpoint as {}: {reason}", path.display());
         };
-        let mut step = match &self.root {
-            Some(_) => {
-                let newest = checkpoints.latest_valid(&mut on_corrupt)?;
-                newest.map(|checkpoint| checkpoint.manifest.step.to_le_bytes().to_vec()).unwrap_or_default()
-            }
-            None => Vec::new(),
+        let found = match &self.root {
+            Some(_) => checkpoints.latest_valid(&mut on_corrupt)?,
+            None => None,
         };
+        let step = found.as_ref().map(|found| found.manifest.step.to_le_bytes().to_vec());
+        let mut step = step.unwrap_or_default();
         self.comm().broadcast(&mut step, 0)?;
         let Ok(step) = <[u8; 8]>::try_from(step.as_slice()) else { return Ok(None) };
+        if found.is_some() {
+            return Ok(found);
+        }
         match checkpoints.verify(u64::from_le_bytes(step))? {
             Ok(checkpoint) => Ok(Some(checkpoint)),
             Err(reason) => {

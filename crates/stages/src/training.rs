@@ -256,14 +256,11 @@ impl<'a> State<'a> {
 
     /// Takes up the newest checkpoint that the root finds valid; all ranks take the same one.
     fn restore(&mut self) -> Result<u64> {
-        let found = match self.step.newest_checkpoint()? {
-            Some(found) => found,
-            None => return Ok(0),
-        };
-        let read = |file: &str| -> Result<Vec<(String, Tensor)>> {
-            weights::from_bytes(&found.path.join(file).display().to_string(), &found.read(file)?)
-        };
+        let Some(mut found) = self.step.newest_checkpoint()? else { return Ok(0) };
         let source = found.path.display().to_string();
+        let mut read = |file: &str| -> Result<Vec<(String, Tensor)>> {
+            weights::from_bytes(&found.path.join(file).display().to_string(), &found.take(file)?)
+        };
         self.objective.params().load(&source, &read("model.safetensors")?)?;
         self.optimizer.load(&self.flat, &source, &read("optimizer.safetensors")?)?;
         if let Some(ema) = &mut self.ema {

@@ -109,8 +109,8 @@ fn checkpoint_names(fs: &FaultFs) -> String {
 fn checkpoint(fs: &FaultFs, step: u64) -> Option<String> {
     let checkpoints = checkpoints(fs);
     fs.exists(&checkpoints.path(step)).unwrap().then(|| match checkpoints.verify(step).unwrap() {
-        Ok(checkpoint) => {
-            let model = checkpoint.read("model").unwrap();
+        Ok(mut checkpoint) => {
+            let model = checkpoint.take("model").unwrap();
             format!("{step}={}", model[0])
         }
         Err(_) => format!("{step}=invalid"),
