@@ -100,6 +100,10 @@ fn run_tests(list: &Faults, selected: &[(String, &Fault)], args: &Args) -> Resul
 }
 
 /// Every test of the list exists: a renamed one must not silently leave the table.
+pub fn check() -> Result<()> {
+    require_known(&Faults::read(Path::new(LIST))?)
+}
+
 fn require_known(list: &Faults) -> Result<()> {
     let mut command = shell::cargo();
     let output = command.args(["nextest", "list", "--workspace", "--message-format", "json"]).output()?;

@@ -27,6 +27,9 @@ pub fn run(args: &Args) -> Result<()> {
     schema::run(true)?;
     shell::run(std::process::Command::new("target/debug/equipoise-verify").arg("tests/oracle"))?;
     let nextest = shell::succeeds("cargo", &["nextest", "--version"]);
+    if nextest {
+        faults::check()?;
+    }
     let mut runner = shell::cargo();
     match nextest {
         true => runner.args(["nextest", "run", "--workspace"]).args(&args.runner),
