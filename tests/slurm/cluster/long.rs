@@ -102,7 +102,7 @@ fn a_commit_that_srun_cuts_short_is_whole_or_not_there() {
 #[test]
 #[ignore = "minutes: Slurm looks at time limits every half minute"]
 fn a_time_limit_under_mpirun() {
-    let settings = &["sets.feedback.plan.n=400", "sets.feedback.sampler.steps=24"];
+    let settings = &["sets.feedback.plan.n=150", "sets.feedback.sampler.steps=24"];
     let mut campaign = campaign(Work { recipe: RECIPE, settings, shard: 8 });
     campaign.begin("time limit under mpirun", GENERATE);
     // The shell dawdles, so that the limit of a minute comes soon.
