@@ -421,3 +421,45 @@ fn steps_that_are_not_finite_are_left_out_as_often_as_the_recipe_allows() {
     assert_eq!(rows(&run).last().unwrap()["skipped"], 2);
     figure("F24", "steps left out where the recipe allows it, the same bits on 1 and 2 ranks", 1);
 }
+
+/// The weights of the best look at a split are kept, whatever happened and on however many ranks.
+#[test]
+fn the_weights_that_do_best_on_a_split_are_kept() {
+    const VALIDATE: &str = r#"classifier.validate={ split = "test", every_steps = 16 }"#;
+    let sets: Vec<&str> = LONG.into_iter().chain([VALIDATE, "classifier.optimizer.lr=0.4"]).collect();
+    let read = |run: &Path, file: &str| std::fs::read(run.join(file)).unwrap();
+    let kept = |run: &Path| {
+        let seen = read(run, &format!("stages/{STAGE}/validation.json"));
+        (seen, read(run, &format!("stages/{STAGE}/model.safetensors")))
+    };
+    let (whole, _) = reference(&sets);
+    let expected = kept(&whole.join("run"));
+    let validation: Value = serde_json::from_slice(&expected.0).unwrap();
+    let seen: Vec<(u64, f64)> = serde_json::from_value(validation["seen"].clone()).unwrap();
+    assert_eq!((seen.len(), seen[0].0, seen[24].0), (25, 16, 400));
+    let best = seen.iter().map(|(_, accuracy)| *accuracy).fold(0.0, f64::max);
+    let first = seen.iter().find(|(_, accuracy)| *accuracy == best).unwrap();
+    assert_eq!((validation["step"].as_u64(), validation["accuracy"].as_f64()), (Some(first.0), Some(best)));
+    assert!(best > seen[0].1, "training is of use: {seen:?}");
+    // The split is the one that the arms are evaluated on.
+    let evaluated: Value =
+        serde_json::from_slice(&read(&whole.join("run"), "stages/evaluate/results.json")).unwrap();
+    assert_eq!(evaluated["runs"][0]["scores"]["test"]["all"], validation["accuracy"]);
+
+    let run = TempRun::default();
+    let path = run.join("run");
+    let mut process = Process::spawn(training(&path, &sets));
+    wait_until("a checkpoint", PATIENCE, || newest_checkpoint(&path) >= 50);
+    process.signal(libc::SIGTERM);
+    assert_eq!(process.wait(PATIENCE).code(), Some(75), "{}", process.output());
+    let mut process = Process::spawn(run_recipe("train", &path, 1, &sets));
+    wait_until("another checkpoint", PATIENCE, || newest_checkpoint(&path) >= 200);
+    let is_rank = |args: &str| args.contains(&format!("stage={STAGE}")) && !args.contains("mpirun");
+    let rank = process.live().into_iter().find(|found| is_rank(&found.command)).unwrap();
+    tree::send(rank.pid, libc::SIGKILL);
+    assert!(!process.wait(PATIENCE).success());
+    finish(training(&path, &sets));
+    let found = kept(&path);
+    assert!(found.0 == expected.0, "{}", String::from_utf8_lossy(&found.0));
+    assert!(found.1 == expected.1, "other weights");
+}

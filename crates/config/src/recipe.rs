@@ -219,12 +219,24 @@ pub struct Classifier {
     pub micro_batch: u64,
     /// Number format of activations.
     pub precision: Precision,
+    /// Keeps the weights of the step that does best on a split; those of the last step if left out.
+    pub validate: Option<Validate>,
     /// Steps between rows of metrics.jsonl.
     #[schemars(range(min = 1), extend("x-elastic" = true))]
     pub log_every: u64,
     /// Steps whose loss or gradient is not finite that are left out before the training ends with exit code 71.
     #[schemars(extend("x-elastic" = true))]
     pub skip_non_finite: u64,
+}
+
+/// `validate`: early stopping, as far as the weights are concerned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Validate {
+    /// Split whose accuracy decides.
+    pub split: String,
+    /// Steps between looks at it; the last step is always looked at.
+    #[schemars(range(min = 1))]
+    pub every_steps: u64,
 }
 
 /// `[classifiers.NAME]`

@@ -7,6 +7,7 @@ use crate::nets::Frozen;
 use crate::step::Step;
 use equipoise_base::{Result, ensure};
 use equipoise_data::{AugmentConfig, Loader, Request};
+use equipoise_models::arch::Classifier;
 use equipoise_nn::layers::Mode;
 use equipoise_nn::weights::raw_bytes;
 use equipoise_nn::{MemoryFormat, runtime};
@@ -55,6 +56,20 @@ pub struct Outputs {
 /// # Errors
 /// Those of the loader and of the transport; 75 on all ranks once one was asked to stop.
 pub fn evaluate(step: &Step, network: &Frozen, augment: &AugmentConfig, images: &Images) -> Result<Outputs> {
+    look(step, &network.classifier, augment, images, &|| step.passed("batches", 1))
+}
+
+/// [`evaluate`] with a classifier as it is; `passed` hears of every batch of this rank.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn look(
+    step: &Step,
+    classifier: &Classifier,
+    augment: &AugmentConfig,
+    images: &Images,
+    passed: &dyn Fn(),
+) -> Result<Outputs> {
     let shape = step.data_shape()?;
     let builder = crate::train::builder(step, augment, &shape, images, None)?;
     let count = images.set.labels.len();
@@ -69,14 +84,14 @@ pub fn evaluate(step: &Step, network: &Frozen, augment: &AugmentConfig, images: 
             break;
         }
         let keep = (count - batch * BATCH).min(BATCH) as i64;
-        let (f, l) = one_batch(network, &loaded?.images, keep)?;
+        let (f, l) = one_batch(classifier, &loaded?.images, keep)?;
         features.push(f);
         logits.push(l);
-        step.passed("batches", 1);
+        passed();
         step.comm_beat();
     }
     step.agree_to_go_on()?;
-    let (dim, classes) = (network.classifier.feature_dim(), shape.classes);
+    let (dim, classes) = (classifier.feature_dim(), shape.classes);
     Ok(Outputs {
         features: gather(step, features, count as i64, dim)?,
         logits: gather(step, logits, count as i64, classes)?,
@@ -92,11 +107,11 @@ fn request(images: &Images, batch: usize) -> Request {
 }
 
 /// Features and logits of a batch, its first `keep` rows, on the host: it waits here while the loader goes on.
-fn one_batch(network: &Frozen, images: &Tensor, keep: i64) -> Result<(Tensor, Tensor)> {
+fn one_batch(classifier: &Classifier, images: &Tensor, keep: i64) -> Result<(Tensor, Tensor)> {
     let x = MemoryFormat::default().apply(&runtime::upload(images))?;
     Ok(tch::no_grad(|| {
-        let features = network.classifier.features(&x, Mode::Eval);
-        let logits = network.classifier.head(&features);
+        let features = classifier.features(&x, Mode::Eval);
+        let logits = classifier.head(&features);
         let rows = |all: Tensor| all.narrow(0, 0, keep).to_device(Device::Cpu);
         (rows(features), rows(logits))
     }))

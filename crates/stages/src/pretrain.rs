@@ -6,7 +6,7 @@ use crate::precision;
 use crate::step::Step;
 use crate::training::{self, Ended, Objective, TrainingConfig};
 use equipoise_base::rng::Key;
-use equipoise_base::{Error, Result};
+use equipoise_base::{Error, Result, bail};
 use equipoise_config::recipe::DiffusionTraining;
 use equipoise_data::{AugmentConfig, MicroBatch};
 use equipoise_diffusion::train::{Batch, DiffusionLoss, DiffusionTrainConfig};
@@ -70,6 +70,7 @@ pub fn run(step: &Step) -> Result<Ended> {
         optimizer: config.optimizer.parse()?,
         schedule: config.schedule.parse()?,
         ema: Some(config.ema.parse()?),
+        validate_every: None,
         log_every: config.log_every,
         skip_non_finite: config.skip_non_finite,
         stored: precision::stored(config.stored),
@@ -109,6 +110,10 @@ impl Objective for Denoising {
 
     fn batch_norms(&self) -> Vec<&BatchNorm2d> {
         Vec::new()
+    }
+
+    fn score(&self, _: &Step) -> Result<f64> {
+        bail!(Bug, "a generator has no accuracy")
     }
 
     fn loss(&self, micro: &MicroBatch) -> Result<Tensor> {

@@ -1,15 +1,17 @@
 //! `equipoise-train`: classifiers that serve others, and the arms of a comparison.
 
+use crate::features::{labels_of, look};
 use crate::inputs::{self, Images};
 use crate::nets::DataShape;
 use crate::precision;
 use crate::step::Step;
 use crate::training::{self, Ended, Objective, TrainingConfig};
 use equipoise_base::rng::Key;
-use equipoise_base::{Result, ensure};
+use equipoise_base::{Error, ExitCode, Result, ensure};
 use equipoise_classify::{Counts, Loss, LossConfig, Progress};
 use equipoise_config::{Kind as StageKind, method, recipe};
 use equipoise_data::{AugmentConfig, BatchBuilder, MicroBatch, Shape};
+use equipoise_metrics::Confusion;
 use equipoise_models::arch::Classifier;
 use equipoise_nn::layers::{BatchNorm2d, Mode};
 use equipoise_nn::{MemoryFormat, Module as _, Params, Precision, runtime, weights};
@@ -37,6 +39,7 @@ struct TrainParams {
     global_batch: u64,
     micro_batch: u64,
     precision: recipe::Precision,
+    validate: Option<recipe::Validate>,
     log_every: u64,
     skip_non_finite: u64,
     seed: u64,
@@ -69,7 +72,9 @@ pub fn run(step: &Step) -> Result<Ended> {
     let loss: LossConfig = params.loss.parse()?;
     let added = extra.as_ref().map(|extra| added(extra, params.set_images));
     let seen = mixture(&sampling, &counts, added.as_ref().map(|pool| counts_of(&pool.labels, counts.len())));
+    let validation = params.validate.as_ref().map(|validate| Validation::new(step, &params, validate));
     let objective = Recognition {
+        validation: validation.transpose()?,
         loss: Loss::new(&loss, &Counts::new(&counts).with_mixture(&seen)?)?,
         classifier,
         precision: precision::compute(params.precision)?,
@@ -81,6 +86,7 @@ pub fn run(step: &Step) -> Result<Ended> {
         optimizer: params.optimizer.parse()?,
         schedule: params.schedule.parse()?,
         ema: None,
+        validate_every: params.validate.as_ref().map(|validate| validate.every_steps),
         log_every: params.log_every,
         skip_non_finite: params.skip_non_finite,
         stored: tch::Kind::Float,
@@ -163,6 +169,20 @@ struct Recognition {
     classifier: Classifier,
     loss: Loss,
     precision: Precision,
+    validation: Option<Validation>,
+}
+
+/// A split whose accuracy decides which weights are kept, and how its images are looked at.
+struct Validation {
+    images: Images,
+    augment: AugmentConfig,
+}
+
+impl Validation {
+    fn new(step: &Step, params: &TrainParams, validate: &recipe::Validate) -> Result<Self> {
+        let augment = crate::data::evaluation_ops(&params.augment.parse()?);
+        Ok(Self { images: inputs::split(step, &validate.split)?, augment })
+    }
 }
 
 impl Objective for Recognition {
@@ -172,6 +192,14 @@ impl Objective for Recognition {
 
     fn batch_norms(&self) -> Vec<&BatchNorm2d> {
         self.classifier.batch_norms()
+    }
+
+    fn score(&self, step: &Step) -> Result<f64> {
+        let validation =
+            self.validation.as_ref().ok_or_else(|| Error::new(ExitCode::Bug, "no split to look at"))?;
+        let outputs = look(step, &self.classifier, &validation.augment, &validation.images, &|| ())?;
+        let labels = labels_of(&validation.images);
+        Ok(Confusion::of_logits(&outputs.logits.to_kind(tch::Kind::Double), &labels)?.accuracy())
     }
 
     fn loss(&self, micro: &MicroBatch) -> Result<Tensor> {

@@ -31,6 +31,13 @@ pub trait Objective {
     /// Batch normalisations, in a fixed order.
     fn batch_norms(&self) -> Vec<&BatchNorm2d>;
 
+    /// How well the weights do as they are, the same number on all ranks; asked for only with
+    /// [`TrainingConfig::validate_every`].
+    ///
+    /// # Errors
+    /// 75 on all ranks once one was asked to stop.
+    fn score(&self, step: &Step) -> Result<f64>;
+
     /// Mean loss of a micro-batch, a scalar.
     ///
     /// # Errors
@@ -49,6 +56,9 @@ pub struct TrainingConfig {
     pub schedule: ScheduleConfig,
     /// Average of the weights, if there is one; it is what is committed.
     pub ema: Option<EmaConfig>,
+    /// Steps between looks at [`Objective::score`]: the weights that had the best one are then committed, instead of
+    /// the last ones.
+    pub validate_every: Option<u64>,
     /// Steps between rows of `metrics.jsonl`.
     pub log_every: u64,
     /// Steps whose loss or gradient is not finite that are left out, over all attempts; one more ends the training.
@@ -69,7 +79,7 @@ pub enum Ended {
 }
 
 /// Trains to the end or to a stop, from the newest valid checkpoint. The result is `model.safetensors` in the stage's
-/// folder: the averaged weights where there is averaging.
+/// folder: the averaged weights where there is averaging, the best ones where there is validation.
 ///
 /// # Errors
 /// 71 when the loss or gradient of more steps than may be left out is not finite (no weight has changed by it), 78 when the
@@ -142,7 +152,35 @@ struct State<'a> {
     window: (f64, u64),
     /// Steps that were left out so far.
     skipped: u64,
+    /// What validation has seen.
+    validated: Validated,
+    /// The step of the newest checkpoint. It is not written again: its score may not have been known then.
+    saved: Option<u64>,
     worked: Worked,
+}
+
+/// Scores so far, and the weights that had the best one.
+#[derive(Default)]
+struct Validated {
+    /// Step and score, in order.
+    scores: Vec<(u64, f64)>,
+    best: Vec<(String, Tensor)>,
+}
+
+impl Validated {
+    /// The step to keep: the first of those with the highest score.
+    fn kept(&self) -> Option<(u64, f64)> {
+        self.scores.iter().copied().reduce(|best, next| if next.1 > best.1 { next } else { best })
+    }
+
+    /// Takes up the score of a step, and a copy of its weights if it is the best.
+    fn add(&mut self, step: u64, score: f64, params: &Params) {
+        self.scores.push((step, score));
+        if self.kept() == Some((step, score)) {
+            self.best =
+                params.all().into_iter().map(|(name, tensor)| (name, tensor.detach().copy())).collect();
+        }
+    }
 }
 
 /// Steps whose time is not on record yet.
@@ -184,6 +222,8 @@ impl<'a> State<'a> {
             failed: None,
             window: (0., 0),
             skipped: 0,
+            validated: Validated::default(),
+            saved: None,
             worked: Worked::since(0),
             step,
             objective,
@@ -197,6 +237,9 @@ impl<'a> State<'a> {
         let (step, steps) = (self.step, self.config.steps);
         let first = self.restore()?;
         if first == steps {
+            if !self.validate(steps)? {
+                return Ok(Ended::Stopped);
+            }
             self.commit_weights()?;
             return Ok(Ended::Done);
         }
@@ -208,6 +251,9 @@ impl<'a> State<'a> {
         let mut progress = Progress::new(&step.stage.name, "steps", first, steps, step.is_root());
         self.worked = Worked::since(first);
         for now in first..steps {
+            if !self.validate(now)? {
+                return Ok(Ended::Stopped);
+            }
             let _span = trace::numbered("step", now);
             let losses = self.accumulate(now, &mut loader)?;
             let gradient = {
@@ -248,6 +294,9 @@ impl<'a> State<'a> {
             }
         }
         step.report_progress("steps", &progress, true)?;
+        if !self.validate(steps)? {
+            return Ok(Ended::Stopped);
+        }
         self.checkpoint(steps)?;
         self.settle()?;
         self.commit_weights()?;
@@ -258,6 +307,7 @@ impl<'a> State<'a> {
     fn restore(&mut self) -> Result<u64> {
         let Some(mut found) = self.step.newest_checkpoint()? else { return Ok(0) };
         let source = found.path.display().to_string();
+        let (first, user) = (found.manifest.step, found.manifest.user.clone());
         let mut read = |file: &str| -> Result<Vec<(String, Tensor)>> {
             weights::from_bytes(&found.path.join(file).display().to_string(), &found.take(file)?)
         };
@@ -266,9 +316,38 @@ impl<'a> State<'a> {
         if let Some(ema) = &mut self.ema {
             ema.load(&self.flat, &source, &read("ema.safetensors")?)?;
         }
-        self.skipped = found.manifest.user["skipped"].as_u64().unwrap_or(0);
-        equipoise_telemetry::info!("resumed at step {} of {}", found.manifest.step, self.config.steps);
-        Ok(found.manifest.step)
+        self.skipped = user["skipped"].as_u64().unwrap_or(0);
+        self.validated.scores = serde_json::from_value(user["scores"].clone()).unwrap_or_default();
+        if !self.validated.scores.is_empty() {
+            self.validated.best = read("best.safetensors")?;
+        }
+        self.saved = Some(first);
+        equipoise_telemetry::info!("resumed at step {first} of {}", self.config.steps);
+        Ok(first)
+    }
+
+    /// Looks at the score after `now` steps, if it is due and was not looked at; whether to go on. Asked to stop meanwhile,
+    /// it leaves a checkpoint, and the next attempt looks again.
+    fn validate(&mut self, now: u64) -> Result<bool> {
+        let Some(every) = self.config.validate_every else { return Ok(true) };
+        let seen = self.validated.scores.last().is_some_and(|(step, _)| *step >= now);
+        if now == 0 || seen || !(now.is_multiple_of(every) || now == self.config.steps) {
+            return Ok(true);
+        }
+        let _span = trace::numbered("validation", now);
+        match self.objective.score(self.step) {
+            Ok(score) => {
+                self.validated.add(now, score, self.objective.params());
+                equipoise_telemetry::info!("step {now}: {:.2} % on the validation split", 100. * score);
+                Ok(true)
+            }
+            Err(error) if error.code() == ExitCode::Requeue => {
+                self.checkpoint(now)?;
+                self.settle()?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Forward and backward over this rank's micro-batches; their losses, still on the device.
@@ -392,9 +471,10 @@ impl<'a> State<'a> {
         self.step.metrics_row(&row)
     }
 
-    /// Hands the state after `step` steps to the writer's thread; training goes on meanwhile.
+    /// Hands the state after `step` steps to the writer's thread, once; training goes on meanwhile.
     fn checkpoint(&mut self, step: u64) -> Result<()> {
-        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let Some(writer) = self.writer.as_mut().filter(|_| self.saved != Some(step)) else { return Ok(()) };
+        self.saved = Some(step);
         let _span = trace::numbered("checkpoint handed over", step);
         let bytes = |tensors: &[(String, Tensor)]| weights::to_bytes(tensors, &BTreeMap::new());
         let mut files = BTreeMap::from([
@@ -404,12 +484,15 @@ impl<'a> State<'a> {
         if let Some(ema) = &self.ema {
             files.insert("ema.safetensors".into(), bytes(&ema.state(&self.flat))?);
         }
+        if !self.validated.best.is_empty() {
+            files.insert("best.safetensors".into(), bytes(&self.validated.best)?);
+        }
         writer.submit(Snapshot {
             step,
             world: self.step.world(),
             identity: self.step.identity().clone(),
             files,
-            user: json!({ "skipped": self.skipped }),
+            user: json!({ "skipped": self.skipped, "scores": self.validated.scores }),
         })?;
         let Worked { from, begun, over } = std::mem::replace(&mut self.worked, Worked::since(step));
         if from < step {
@@ -435,13 +518,26 @@ impl<'a> State<'a> {
                 false => (name, tensor),
             };
             let save = || {
-                let tensors: Vec<_> = self.objective.params().all().into_iter().map(stored).collect();
+                let tensors = match self.validated.best.is_empty() {
+                    true => self.objective.params().all(),
+                    false => self
+                        .validated
+                        .best
+                        .iter()
+                        .map(|(name, it)| (name.clone(), it.shallow_clone()))
+                        .collect(),
+                };
+                let tensors: Vec<_> = tensors.into_iter().map(stored).collect();
                 weights::to_bytes(&tensors, &BTreeMap::new())
             };
             let bytes = match &self.ema {
                 Some(ema) => ema.scope(&self.flat, save)?,
                 None => save()?,
             };
+            if let Some((kept, score)) = self.validated.kept() {
+                let seen = json!({ "step": kept, "accuracy": score, "seen": self.validated.scores });
+                self.step.commit_json(&self.step.dir().join("validation.json"), &seen)?;
+            }
             self.step.commit(&self.step.dir().join("model.safetensors"), &bytes)?;
         }
         self.step.comm().barrier()

@@ -121,7 +121,8 @@ impl Sizes {
         let checkpoints = Checkpoints {
             parameters,
             optimizer_states: if training["optimizer"]["kind"] == "adamw" { 2 } else { 1 },
-            averaged: is_generator,
+            // The average of the weights, or the best ones so far.
+            averaged: is_generator || !training["validate"].is_null(),
             keep: u64::from(recipe.checkpoint.keep),
             taken: steps.div_ceil(recipe.checkpoint.every_steps.max(1)),
             stored_bytes: if is_generator && training["stored"] != "fp32" { 2 } else { 4 },

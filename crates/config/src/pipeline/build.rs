@@ -123,7 +123,8 @@ impl<'a> Builder<'a> {
         for (name, helper) in
             resolved.recipe.classifiers.iter().filter(|(_, helper)| helper.weights.is_none())
         {
-            let after = vec![format!("prepare.{}", helper.training.split)];
+            let mut after = vec![format!("prepare.{}", helper.training.split)];
+            after.extend(validation(&helper.training));
             let content = self.init_identity(&format!("classifiers.{name}"), &helper.training)?;
             self.add(Kind::Classifier, format!("train.{name}"), after, content, &|all| {
                 let mut params = without(&all["classifiers"][name], &[]);
@@ -295,6 +296,7 @@ impl<'a> Builder<'a> {
             let arm = &run.arm;
             let mut after = vec![format!("prepare.{}", run.split)];
             after.extend(run.extra_split.as_ref().map(|split| format!("prepare.{split}")));
+            after.extend(resolved.recipe.arms.get(arm).and_then(|table| validation(&table.training)));
             after.extend(run.set_seed.and_then(|k| Some(format!("generate.{}.k{k}", run.set.as_ref()?))));
             let content = match resolved.recipe.arms.get(arm) {
                 Some(table) => self.init_identity(&format!("arms.{arm}"), &table.training)?,
@@ -516,6 +518,11 @@ fn arm_runs(resolved: &Resolved) -> Vec<(ArmRun, String)> {
         }
     }
     runs
+}
+
+/// The stage that a training waits for because it looks at a split now and then.
+fn validation(training: &Classifier) -> Option<String> {
+    Some(format!("prepare.{}", training.validate.as_ref()?.split))
 }
 
 /// A set's own keys with the generator's. Without feedback the guide plays no part.

@@ -2,7 +2,7 @@
 
 use crate::nearest::hint;
 use crate::problem::Problems;
-use crate::recipe::{Diffusion, Set};
+use crate::recipe::{Diffusion, Set, Validate};
 use crate::resolved::Resolved;
 
 /// Every reference that leads nowhere, and every combination that makes no sense.
@@ -83,6 +83,7 @@ impl Checker<'_> {
             self.batches(&path, helper.training.global_batch, helper.training.micro_batch);
             if helper.weights.is_none() {
                 self.split(&format!("{path}.split"), &helper.training.split);
+                self.validation(&path, helper.training.validate.as_ref());
             }
         }
     }
@@ -93,6 +94,7 @@ impl Checker<'_> {
             let path = format!("arms.{name}");
             self.batches(&path, arm.training.global_batch, arm.training.micro_batch);
             self.split(&format!("{path}.split"), &arm.training.split);
+            self.validation(&path, arm.training.validate.as_ref());
             self.seeds(&path, &arm.seeds);
             if let Some(set) = &arm.set {
                 self.refers(&format!("{path}.set"), "set", set, &recipe.sets.names());
@@ -107,6 +109,12 @@ impl Checker<'_> {
             if arm.set.is_some() && arm.extra_split.is_some() {
                 self.wrong(&path, format!("{path}: has both a set and an extra_split; make two arms of it"));
             }
+        }
+    }
+
+    fn validation(&mut self, path: &str, validate: Option<&Validate>) {
+        if let Some(validate) = validate {
+            self.split(&format!("{path}.validate.split"), &validate.split);
         }
     }
 
