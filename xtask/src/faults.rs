@@ -18,6 +18,8 @@ const LIST: &str = "tests/faults.toml";
 const PAGE: &str = "docs/faults.md";
 /// Where nextest's `[profile.default.junit]` goes.
 const JUNIT: &str = "target/nextest/default/junit.xml";
+/// What the last run of the slow tests left: they take most of an hour, so other runs do not take it away.
+const SLOW_JUNIT: &str = "target/slow-junit.xml";
 /// The binary whose tests boot a cluster.
 const CLUSTER: &str = "equipoise::cluster";
 
@@ -32,7 +34,7 @@ pub struct Args {
     /// Leave out tests that boot a Slurm cluster, which take many minutes; the table says so.
     #[arg(long)]
     no_cluster: bool,
-    /// Also the tests that take minutes each, an hour in all.
+    /// Only the tests that take minutes each, half an hour in all: they join the table of the last run of the others.
     #[arg(long)]
     slow: bool,
 }
@@ -42,7 +44,12 @@ pub fn figures_file() -> PathBuf {
     shell::root().join("target/figures.tsv")
 }
 
-/// The figures of the last soak: it takes hours, so a later run of the tests does not take them away.
+/// The same of the slow tests.
+fn slow_figures_file() -> PathBuf {
+    shell::root().join("target/slow-figures.tsv")
+}
+
+/// The same of the last soak.
 pub fn soak_figures_file() -> PathBuf {
     shell::root().join("target/soak-figures.tsv")
 }
@@ -54,7 +61,9 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.last {
         run_tests(&list, &selected, args)?;
     }
-    let results = junit::read(Path::new(JUNIT)).context("nothing was run yet")?;
+    let mut results = junit::read(Path::new(JUNIT)).unwrap_or_default();
+    results.extend(junit::read(Path::new(SLOW_JUNIT)).unwrap_or_default());
+    ensure!(!results.is_empty(), "nothing was run yet");
     let figures = read_figures()?;
     let rows: Vec<table::Row> =
         selected.iter().map(|(number, fault)| table::Row::new(number, fault, &results, &figures)).collect();
@@ -85,17 +94,23 @@ fn run_tests(list: &Faults, selected: &[(String, &Fault)], args: &Args) -> Resul
     });
     let expression = terms.collect::<Vec<_>>().join(" | ");
     // A fresh one: figures of tests that have gone would stay for ever.
-    write(&figures_file(), "")?;
+    let figures_file = if args.slow { slow_figures_file() } else { figures_file() };
+    write(&figures_file, "")?;
+    let earlier = fs::read_to_string(JUNIT);
     let _ = fs::remove_file(JUNIT);
     let mut runner = shell::cargo();
     runner.args(["nextest", "run", "--workspace", "--no-fail-fast", "-E", &expression]);
     if args.slow {
-        runner.args(["--run-ignored", "all"]);
+        runner.args(["--run-ignored", "ignored-only"]);
     }
-    runner.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1").env(figures::VARIABLE, figures_file());
+    runner.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1").env(figures::VARIABLE, &figures_file);
     // What failed is in the table.
     let status = runner.status().context("cargo nextest run: is cargo-nextest installed?")?;
     ensure!(Path::new(JUNIT).exists(), "no test was run ({status})");
+    if args.slow {
+        write(Path::new(SLOW_JUNIT), &fs::read_to_string(JUNIT)?)?;
+        earlier.map_or(Ok(()), |earlier| write(Path::new(JUNIT), &earlier))?;
+    }
     Ok(())
 }
 
@@ -124,7 +139,7 @@ fn require_known(list: &Faults) -> Result<()> {
 
 /// Fault to figures; of one that was measured again, the newest.
 fn read_figures() -> Result<BTreeMap<String, Vec<(String, String)>>> {
-    let files = [figures_file(), soak_figures_file()];
+    let files = [figures_file(), slow_figures_file(), soak_figures_file()];
     let text: String = files.iter().filter_map(|file| fs::read_to_string(file).ok()).collect();
     let mut figures: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
     for line in text.lines() {
