@@ -53,13 +53,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.moment {
         Moment::Begin(which) => begin(&Job::here(which)?),
         Moment::End { which, status } => {
-            // A requeue ends this very job: what is left to do then must not be interrupted.
-            for signal in [libc::SIGTERM, libc::SIGUSR2] {
-                // SAFETY: called from the only thread; SIG_IGN is a valid disposition.
-                unsafe { libc::signal(signal, libc::SIG_IGN) };
-            }
+            outlive_requeue();
             end(&Job::here(which)?, *status)
         }
+    }
+}
+
+/// A requeue ends this very job: what is left to do then must not be interrupted.
+fn outlive_requeue() {
+    for signal in [libc::SIGTERM, libc::SIGUSR2] {
+        // SAFETY: called from the only thread; SIG_IGN is a valid disposition.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
 
@@ -176,6 +180,7 @@ fn to_avoid(job: &Job, slurm: &Slurm, nodes: &str) -> Option<Vec<String>> {
 fn leave(job: &Job, slurm: &Slurm, avoid: &[String]) -> Result<ExitCode> {
     let reason = format!("queued again, to keep away from {}, lost again and again", avoid.join(", "));
     eprintln!("{}: {reason}", job.stage);
+    outlive_requeue();
     note_end(job, 0, ExitCode::Requeue, true, true, &reason)?;
     match again(job, slurm) {
         Requeued::Done | Requeued::Already => Ok(ExitCode::Requeue),

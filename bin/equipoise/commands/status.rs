@@ -107,7 +107,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !excluded.is_empty() {
         let (nodes, run) = (excluded.join(", "), shell_word(&args.run));
         output::line(format!(
-            "jobs keep away from {nodes}, lost again and again; to forgive a node: rm -r {run}/slurm/lost/NODE"
+            "jobs keep away from {nodes}, lost again and again, where the partition has enough others; \
+             to forgive a node: rm -r {run}/slurm/lost/NODE"
         ));
     }
     Ok(ExitCode::Done)

@@ -18,8 +18,7 @@ pub struct Job {
 
 impl Job {
     /// Reads the first block. Names, paths and comments stand there unquoted and may hold anything, so a key counts only
-    /// where Slurm puts it: its line begins with one of Slurm's own, before the job's
-    /// own text.
+    /// where Slurm puts it: its line begins with one of Slurm's own keys, before the job's own text.
     pub fn parse(text: &str) -> Option<Self> {
         let block = text.split("\n\n").find(|block| !block.trim().is_empty())?;
         let line = |key: &str| {

@@ -1,7 +1,7 @@
 //! A run directory on a cluster, and what is asked of it between the events.
 
 use crate::support::{PATIENCE, assert_same, copy_without, results};
-use equipoise_testkit::slurm::{Cluster, Job, Options};
+use equipoise_testkit::slurm::{Cluster, Job, JobState, Options};
 use equipoise_testkit::{TempRun, tree, wait_until};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -291,8 +291,12 @@ impl Campaign {
     /// Waits until no task of an array is left, and that each ended well.
     pub fn wait_until_tasks_are_over(&self, job: Job, tasks: usize) {
         let over = || {
-            (0..tasks).for_each(|task| self.cluster.start_now_task(job, task));
-            (0..tasks).all(|task| self.cluster.task(job, task).is_over())
+            let states: Vec<JobState> = (0..tasks).map(|task| self.cluster.task(job, task)).collect();
+            // Only those that wait: the controller has enough to do.
+            for (task, _) in states.iter().enumerate().filter(|(_, state)| state.state == "PENDING") {
+                self.cluster.start_now_task(job, task);
+            }
+            states.iter().all(JobState::is_over)
         };
         wait_until("all tasks are over", PATIENCE, over);
         for task in 0..tasks {
