@@ -5,7 +5,7 @@
 mod support;
 
 use equipoise_base::rng::Key;
-use equipoise_testkit::{Process, TempRun, figure};
+use equipoise_testkit::{Process, TempRun, figure, wait_until};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use support::{PATIENCE, assert_same, equipoise, finish, results, run, run_recipe};
@@ -84,10 +84,14 @@ fn ranks_may_change_at_every_restart() {
     for (attempt, ranks) in [2, 3, 1].into_iter().cycle().take(60).enumerate() {
         let mut process = Process::spawn(run(&path, ranks, &sets));
         // From the first stage on: before, nobody listens to the signal and nothing can be lost.
-        process.wait_for_output(": attempt", PATIENCE);
+        wait_until("a stage or the end", PATIENCE, || {
+            process.output().contains(": attempt") || process.try_wait().is_some()
+        });
         let delay = Key::new(7, "stop").index(attempt as u64).stream().range(0.5, 4.);
         std::thread::sleep(Duration::from_secs_f64(delay));
-        process.signal(libc::SIGINT);
+        if process.try_wait().is_none() {
+            process.signal(libc::SIGINT);
+        }
         let status = process.wait(PATIENCE);
         process.wait_for_no_orphans(Duration::from_secs(30));
         match status.code() {
