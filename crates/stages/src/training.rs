@@ -15,7 +15,7 @@ use equipoise_nn::{
 use equipoise_rundir::{CheckpointWriter, Snapshot, failpoint};
 use equipoise_telemetry::Progress;
 use equipoise_workplan::TrainingOrder;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
 use tch::{Kind, Tensor};
@@ -173,6 +173,17 @@ impl Validated {
         self.scores.iter().copied().reduce(|best, next| if next.1 > best.1 { next } else { best })
     }
 
+    /// For the manifest of a checkpoint: by their bits, since reading decimals back may change the last one.
+    fn to_json(&self) -> Value {
+        json!(self.scores.iter().map(|(step, score)| (step, score.to_bits())).collect::<Vec<_>>())
+    }
+
+    /// Scores as [`Validated::to_json`] has written them; none of a checkpoint without them.
+    fn scores_of(json: &Value) -> Vec<(u64, f64)> {
+        let scores: Vec<(u64, u64)> = serde_json::from_value(json.clone()).unwrap_or_default();
+        scores.into_iter().map(|(step, bits)| (step, f64::from_bits(bits))).collect()
+    }
+
     /// Takes up the score of a step, and a copy of its weights if it is the best.
     fn add(&mut self, step: u64, score: f64, params: &Params) {
         self.scores.push((step, score));
@@ -317,7 +328,7 @@ impl<'a> State<'a> {
             ema.load(&self.flat, &source, &read("ema.safetensors")?)?;
         }
         self.skipped = user["skipped"].as_u64().unwrap_or(0);
-        self.validated.scores = serde_json::from_value(user["scores"].clone()).unwrap_or_default();
+        self.validated.scores = Validated::scores_of(&user["scores"]);
         if !self.validated.scores.is_empty() {
             self.validated.best = read("best.safetensors")?;
         }
@@ -492,7 +503,7 @@ impl<'a> State<'a> {
             world: self.step.world(),
             identity: self.step.identity().clone(),
             files,
-            user: json!({ "skipped": self.skipped, "scores": self.validated.scores }),
+            user: json!({ "skipped": self.skipped, "scores": self.validated.to_json() }),
         })?;
         let Worked { from, begun, over } = std::mem::replace(&mut self.worked, Worked::since(step));
         if from < step {
@@ -557,4 +568,24 @@ fn read_back(losses: &[Tensor], gradient: &Tensor) -> (Vec<f64>, bool) {
     let finite = read.iter().all(|value| value.is_finite());
     read.truncate(losses.len());
     (read, finite)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Were they to change on the way, the step that is kept could depend on kills.
+    #[test]
+    fn scores_come_back_bit_for_bit() {
+        let scores: Vec<(u64, f64)> = (1..2000).map(|n| (n, n as f64 / 7919.)).collect();
+        let validated = Validated { scores: scores.clone(), ..Validated::default() };
+        let text = validated.to_json().to_string();
+        let read = Validated::scores_of(&serde_json::from_str(&text).unwrap());
+        assert!(read.iter().zip(&scores).all(|(read, score)| read.1.to_bits() == score.1.to_bits()));
+        assert_eq!((read.len(), Validated::scores_of(&Value::Null).len()), (scores.len(), 0));
+        assert_eq!(
+            Validated { scores: vec![(1, 0.5), (2, 0.75), (3, 0.75)], ..validated }.kept(),
+            Some((2, 0.75))
+        );
+    }
 }
