@@ -18,15 +18,17 @@ const LIST: &str = "tests/faults.toml";
 const PAGE: &str = "docs/faults.md";
 /// Where nextest's `[profile.default.junit]` goes.
 const JUNIT: &str = "target/nextest/default/junit.xml";
-/// What the last run of the slow tests left: they take most of an hour, so other runs do not take it away.
-const SLOW_JUNIT: &str = "target/slow-junit.xml";
+/// What the last run of all left, and those of single faults since.
+const MAIN: Store = Store { results: "target/fault-results.tsv", figures: "target/figures.tsv" };
+/// The same of the slow tests: they take most of an hour, so a run of the others does not take it away.
+const SLOW: Store = Store { results: "target/slow-fault-results.tsv", figures: "target/slow-figures.tsv" };
 /// The binary whose tests boot a cluster.
 const CLUSTER: &str = "equipoise::cluster";
 
 /// Which faults, and whether to run anything.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only these, such as F3; the page is then not written.
+    /// Only these, such as F3; they join the table of the last run of all.
     faults: Vec<String>,
     /// Run nothing: the table of the last `cargo xtask faults` or `cargo xtask test`.
     #[arg(long)]
@@ -39,14 +41,53 @@ pub struct Args {
     slow: bool,
 }
 
-/// Where tests leave their figures.
-pub fn figures_file() -> PathBuf {
-    shell::root().join("target/figures.tsv")
+/// What tests have left: whether they passed, and what they measured.
+struct Store {
+    results: &'static str,
+    figures: &'static str,
 }
 
-/// The same of the slow tests.
-fn slow_figures_file() -> PathBuf {
-    shell::root().join("target/slow-figures.tsv")
+impl Store {
+    fn figures_file(&self) -> PathBuf {
+        shell::root().join(self.figures)
+    }
+
+    /// Forgets what is there.
+    fn clear(&self) -> Result<()> {
+        write(&shell::root().join(self.results), "")?;
+        write(&self.figures_file(), "")
+    }
+
+    /// Takes up what nextest has left.
+    fn take(&self) -> Result<()> {
+        let mut kept = self.results()?;
+        kept.extend(junit::read(&shell::root().join(JUNIT))?);
+        let lines: String = kept.iter().map(|(test, passed)| format!("{test}\t{passed}\n")).collect();
+        write(&shell::root().join(self.results), &lines)
+    }
+
+    /// `BINARY TEST` to whether it passed.
+    fn results(&self) -> Result<BTreeMap<String, bool>> {
+        let text = fs::read_to_string(shell::root().join(self.results)).unwrap_or_default();
+        let line = |line: &str| {
+            let (test, passed) = line.split_once('\t')?;
+            Some((test.to_string(), passed.parse().ok()?))
+        };
+        text.lines().map(|text| line(text).with_context(|| format!("{}: {text:?}", self.results))).collect()
+    }
+}
+
+/// Makes ready for a run of `all` tests, or of some that join the last of all; where they leave their figures.
+pub fn begin(all: bool) -> Result<PathBuf> {
+    if all {
+        MAIN.clear()?;
+    }
+    Ok(MAIN.figures_file())
+}
+
+/// Keeps the results of such a run for the table.
+pub fn end() -> Result<()> {
+    MAIN.take()
 }
 
 /// The same of the last soak.
@@ -61,18 +102,17 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.last {
         run_tests(&list, &selected, args)?;
     }
-    let mut results = junit::read(Path::new(JUNIT)).unwrap_or_default();
-    results.extend(junit::read(Path::new(SLOW_JUNIT)).unwrap_or_default());
+    let mut results = MAIN.results()?;
+    results.extend(SLOW.results()?);
     ensure!(!results.is_empty(), "nothing was run yet");
     let figures = read_figures()?;
-    let rows: Vec<table::Row> =
-        selected.iter().map(|(number, fault)| table::Row::new(number, fault, &results, &figures)).collect();
+    let rows = |faults: &[(String, &Fault)]| -> Vec<table::Row> {
+        faults.iter().map(|(number, fault)| table::Row::new(number, fault, &results, &figures)).collect()
+    };
+    write(Path::new(PAGE), &table::page(&rows(&list.select(&[])?), &crate::host::describe()))?;
+    let rows = rows(&selected);
     rows.iter().for_each(|row| println!("{row}"));
-    let page = table::page(&rows, &crate::host::describe());
-    if args.faults.is_empty() {
-        write(Path::new(PAGE), &page)?;
-        println!("{PAGE} written");
-    }
+    println!("{PAGE} written");
     let failed: Vec<&str> =
         rows.iter().filter(|row| row.has_failed()).map(|row| row.number.as_str()).collect();
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
@@ -93,25 +133,25 @@ fn run_tests(list: &Faults, selected: &[(String, &Fault)], args: &Args) -> Resul
         format!("(binary_id(={binary}) & test(={name}))")
     });
     let expression = terms.collect::<Vec<_>>().join(" | ");
-    // A fresh one: figures of tests that have gone would stay for ever.
-    let figures_file = if args.slow { slow_figures_file() } else { figures_file() };
-    write(&figures_file, "")?;
-    let earlier = fs::read_to_string(JUNIT);
+    let store = if args.slow { SLOW } else { MAIN };
+    // Figures of tests that have gone would stay for ever.
+    if args.faults.is_empty() {
+        store.clear()?;
+    }
     let _ = fs::remove_file(JUNIT);
     let mut runner = shell::cargo();
     runner.args(["nextest", "run", "--workspace", "--no-fail-fast", "-E", &expression]);
     if args.slow {
         runner.args(["--run-ignored", "ignored-only"]);
     }
-    runner.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1").env(figures::VARIABLE, &figures_file);
+    runner
+        .env("OMP_NUM_THREADS", "1")
+        .env("RAYON_NUM_THREADS", "1")
+        .env(figures::VARIABLE, store.figures_file());
     // What failed is in the table.
     let status = runner.status().context("cargo nextest run: is cargo-nextest installed?")?;
     ensure!(Path::new(JUNIT).exists(), "no test was run ({status})");
-    if args.slow {
-        write(Path::new(SLOW_JUNIT), &fs::read_to_string(JUNIT)?)?;
-        earlier.map_or(Ok(()), |earlier| write(Path::new(JUNIT), &earlier))?;
-    }
-    Ok(())
+    store.take()
 }
 
 /// Every test of the list exists: a renamed one must not silently leave the table.
@@ -139,7 +179,7 @@ fn require_known(list: &Faults) -> Result<()> {
 
 /// Fault to figures; of one that was measured again, the newest.
 fn read_figures() -> Result<BTreeMap<String, Vec<(String, String)>>> {
-    let files = [figures_file(), slow_figures_file(), soak_figures_file()];
+    let files = [MAIN.figures_file(), SLOW.figures_file(), soak_figures_file()];
     let text: String = files.iter().filter_map(|file| fs::read_to_string(file).ok()).collect();
     let mut figures: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
     for line in text.lines() {

@@ -35,10 +35,12 @@ pub fn run(args: &Args) -> Result<()> {
         true => runner.args(["nextest", "run", "--workspace"]).args(&args.runner),
         false => runner.args(["test", "--workspace", "--"]).arg("--test-threads=2").args(&args.runner),
     };
-    // Two cores: parallel tests and their libraries would otherwise fight for them.
     // For `cargo xtask faults --last`.
-    let figures = faults::figures_file();
-    let _ = std::fs::remove_file(&figures);
-    runner.env(equipoise_testkit::figures::VARIABLE, figures);
-    shell::run(runner.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1"))
+    runner.env(equipoise_testkit::figures::VARIABLE, faults::begin(args.runner.is_empty())?);
+    // Two cores: parallel tests and their libraries would otherwise fight for them.
+    let ended = shell::run(runner.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1"));
+    if nextest {
+        faults::end()?;
+    }
+    ended
 }
