@@ -53,6 +53,48 @@ fn traced(path: &std::path::Path, ranks: usize, kinds: &[&str]) {
     assert_eq!(seen, (0..ranks as u64).collect(), "{}", path.display());
 }
 
+/// Random search ends with the weights of the best draw, which has the seed of the first training.
+#[test]
+fn a_search_takes_the_best_pair_on_any_number_of_ranks() {
+    let search = [
+        "arms.ce.steps=60",
+        r#"arms.ce.validate={ split = "test", every_steps = 20 }"#,
+        "arms.ce.search={ draws = 3, lr = [0.001, 0.2], global_batch = [16, 64] }",
+    ];
+    let runs = [1, 2].map(|ranks| {
+        let run = TempRun::default();
+        finish(run_recipe("train", &run.join("run"), ranks, &search));
+        run
+    });
+    let made = [
+        "train.ce.d0/model.safetensors",
+        "train.ce.d1/model.safetensors",
+        "train.ce.d2/model.safetensors",
+        "train.ce.s0/model.safetensors",
+        "train.ce.s0/search.json",
+        "evaluate/results.json",
+    ];
+    for file in made {
+        let [one, two] = runs.each_ref().map(|run| std::fs::read(run.join("run/stages").join(file)).unwrap());
+        assert!(one == two, "{file} differs on 1 and 2 ranks");
+    }
+
+    let read = |file: String| std::fs::read(runs[0].join("run/stages").join(file)).unwrap();
+    let json = |file: String| serde_json::from_slice::<serde_json::Value>(&read(file)).unwrap();
+    let seen = [0, 1, 2].map(|draw| {
+        let accuracy = json(format!("train.ce.d{draw}/validation.json"))["accuracy"].as_f64().unwrap();
+        (accuracy, read(format!("train.ce.d{draw}/model.safetensors")))
+    });
+    let found = json("train.ce.s0/search.json".into());
+    let taken = found["taken"].as_u64().unwrap() as usize;
+    let best = seen.iter().map(|(accuracy, _)| *accuracy).fold(0.0, f64::max);
+    assert_eq!(seen.iter().position(|(accuracy, _)| *accuracy == best), Some(taken), "{found}");
+    assert!(seen.iter().any(|(accuracy, _)| *accuracy < best), "the draws differ: {found}");
+    assert!(read("train.ce.s0/model.safetensors".into()) == seen[taken].1, "other weights than the draw's");
+    let page = std::fs::read_to_string(runs[0].join("run/report.html")).unwrap();
+    assert!(page.contains("Random search") && page.contains(&found["tried"][taken]["lr"].to_string()));
+}
+
 /// A learned variance, a respaced chain with its noise, and hardness with either covariance.
 #[test]
 fn ddpm_with_hardness_is_the_same_on_one_and_two_ranks() {

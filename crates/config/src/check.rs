@@ -98,8 +98,9 @@ impl<'s> Checker<'s> {
                 let message = format!("'{key}' in [{path}] is no name: use letters, digits, '-' and '_'");
                 self.problems.push(Some(origin), message);
             } else if stands_for_a_seed(key) {
-                let message =
-                    format!("'{key}' in [{path}] is no name: k and s with a number stand for seeds");
+                let message = format!(
+                    "'{key}' in [{path}] is no name: k, s and d with a number stand for seeds and draws"
+                );
                 self.problems.push(Some(origin), message);
             }
             self.value(values, node, &format!("{path}.{key}"));
@@ -192,9 +193,9 @@ impl<'s> Checker<'s> {
     }
 }
 
-/// `k0` and `s1` are parts of stage names.
+/// `k0`, `s1` and `d2` are parts of stage names.
 fn stands_for_a_seed(name: &str) -> bool {
-    let digits = name.strip_prefix(['k', 's']).unwrap_or_default();
+    let digits = name.strip_prefix(['k', 's', 'd']).unwrap_or_default();
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 

@@ -270,9 +270,27 @@ pub struct Arm {
     #[serde(default = "one_seed")]
     #[schemars(length(min = 1), extend("x-elastic" = true))]
     pub seeds: Vec<u64>,
+    /// Tries learning rates and batch sizes out first; those of `[classifier]` if left out.
+    pub search: Option<Search>,
     /// Name in the report.
     #[schemars(extend("x-elastic" = true))]
     pub label: Option<String>,
+}
+
+/// `search`: pairs of learning rate and batch size, each tried in a training of its own over as many images; the one that
+/// does best on the split of `validate` is taken for every seed of the arm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Search {
+    /// Pairs to try.
+    #[schemars(range(min = 2, max = 1000))]
+    pub draws: u64,
+    /// Seed of the pairs, and of the trainings that try them.
+    #[serde(default)]
+    pub seed: u64,
+    /// Learning rates, from and to: uniform over their logarithm.
+    pub lr: [f64; 2],
+    /// Images per step, from and to: likewise, then rounded to as many micro-batches as the arm has.
+    pub global_batch: [u64; 2],
 }
 
 fn one_seed() -> Vec<u64> {

@@ -189,7 +189,7 @@ fn broken_text_never_panics() {
         ("arms = 3", "arms must be a table"),
         ("[arms]\nx = 3", "arms.x must be a table"),
         ("[arms.'a/b']", "'a/b' in [arms] is no name"),
-        ("[arms.s1]", "'s1' in [arms] is no name: k and s with a number stand for seeds"),
+        ("[arms.s1]", "'s1' in [arms] is no name: k, s and d with a number stand for seeds and draws"),
         ("[data]\nroot = \"$NO_SUCH_VARIABLE/x\"", "the variable $NO_SUCH_VARIABLE is not set"),
         ("é = 1\n  ü = 2", "my.toml:2:3"),
         ("", "key 'name' is missing in [run]"),
@@ -520,4 +520,55 @@ fn embeddings_come_before_the_sets_that_read_them() {
     assert!(!differs(images) && differs(texts) && differs("generate.plain.k0"));
     folder.write("sd/model_index.json", "{ }");
     assert_ne!(named(&stages_of("a {class}"), images).identity, named(&one, images).identity);
+}
+
+#[test]
+fn a_search_comes_before_the_trainings_that_take_its_best() {
+    let search = |draws: u64| {
+        format!(
+            "{RECIPE}validate = {{ split = 'val', every_steps = 100 }}\n\
+             search = {{ draws = {draws}, lr = [1e-4, 1e-2], global_batch = [64, 200] }}\n\
+             [arms.other]\nvalidate = {{ split = 'val', every_steps = 100 }}\n\
+             search = {{ draws = {draws}, lr = [1e-4, 1e-2], global_batch = [64, 200] }}\n"
+        )
+    };
+    let stages_of = |draws| stages(&Folder::new().resolve(&search(draws), &[]).unwrap()).unwrap();
+    let stages = stages_of(20);
+    let last = named(&stages, "train.plain.k1.s4");
+    let candidates = last.params["candidates"].as_array().unwrap();
+    assert_eq!(candidates.len(), 20);
+    for (draw, candidate) in candidates.iter().enumerate() {
+        let name = format!("train.plain.k0.d{draw}");
+        assert!(candidate["stage"] == *name && last.after.contains(&name), "{candidate}");
+        let settings = &named(&stages, &name).params["settings"];
+        assert_eq!(settings, &named(&stages, &format!("train.other.d{draw}")).params["settings"]);
+        assert_eq!(*settings, candidate["settings"]);
+        let number = |key: &str| settings[key].as_f64().unwrap();
+        assert!((1e-4..=1e-2).contains(&number("lr")), "{settings}");
+        let (global, micro) = (number("global_batch"), number("micro_batch"));
+        assert!((64.0..=200.0).contains(&global), "{settings}");
+        // 128 images in micro-batches of 64 for 10000 steps, looked at after every 100.
+        assert_eq!(global / micro, 2.0, "{settings}");
+        assert_eq!(number("steps"), (10000.0 * 128.0 / global).round());
+        assert_eq!(number("validate_every"), (100.0 * 128.0 / global).round());
+    }
+    // Both ends of both ranges are within reach.
+    let all =
+        |key: &str| candidates.iter().map(|it| it["settings"][key].as_f64().unwrap()).collect::<Vec<_>>();
+    assert!(all("lr").iter().any(|&lr| lr < 1e-3) && all("lr").iter().any(|&lr| lr > 1e-3));
+    assert!(all("global_batch").iter().any(|&n| n < 110.0) && all("global_batch").iter().any(|&n| n > 120.0));
+    let fewer = stages_of(5);
+    let identity = |stages: &[Stage], name: &str| named(stages, name).identity.clone();
+    assert_eq!(identity(&fewer, "train.plain.k0.d4"), identity(&stages, "train.plain.k0.d4"));
+    assert_ne!(identity(&fewer, "train.plain.k0.s3"), identity(&stages, "train.plain.k0.s3"));
+}
+
+#[test]
+fn a_search_that_cannot_be_is_refused() {
+    let wrong = |keys: &str| problems(&format!("{RECIPE}{keys}\n"));
+    let found = wrong("search = { draws = 10, lr = [1e-2, 1e-4], global_batch = [1, 128] }");
+    for expected in ["plain.search: needs validate", "search.lr: [0.01, 0.0001]", "global_batch: [1, 128]"] {
+        assert!(found.contains(expected), "{expected}: {found}");
+    }
+    assert!(wrong("search = { draws = 1, lr = [1e-4, 1e-2], global_batch = [64, 128] }").contains("draws"));
 }

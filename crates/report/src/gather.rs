@@ -1,6 +1,6 @@
 //! Collects the side files of a run directory.
 
-use crate::results::{Dropout, Evaluation, Grid, Provenance, SetMetrics, Toy};
+use crate::results::{Dropout, Evaluation, Grid, Provenance, Search, SetMetrics, Toy};
 use equipoise_base::{Error, ExitCode, Result, ResultExt};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -36,6 +36,8 @@ pub struct StageFacts {
     pub attempts: u64,
     /// What it ran on, if it has finished.
     pub provenance: Option<Provenance>,
+    /// What was tried out for it before, if it is a training that takes the best of several settings.
+    pub search: Option<Search>,
     /// Rows of its `metrics.jsonl` that a later attempt has not superseded.
     pub metrics: Vec<Value>,
 }
@@ -65,6 +67,7 @@ pub fn gather(run: &Path) -> Result<Gathered> {
             outcome: text("name"),
             attempts: outcome.as_ref().and_then(|o| o["attempt"].as_u64()).unwrap_or(1),
             provenance: read_json(&dir.join("provenance.json"))?,
+            search: read_json(&dir.join("search.json"))?,
             metrics: rows(&dir.join("metrics.jsonl")),
             name,
         });

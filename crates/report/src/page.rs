@@ -7,6 +7,7 @@ use crate::{Context, Cost, Interval, figures};
 use askama::Template;
 use base64::Engine as _;
 use equipoise_base::{ExitCode, Result, ResultExt};
+use std::collections::BTreeSet;
 
 #[derive(Template)]
 #[template(path = "report.html")]
@@ -27,6 +28,7 @@ struct Page<'a> {
     dropout: Option<&'a Dropout>,
     toy: Option<String>,
     toy_rows: Vec<ToyRow>,
+    searches: Vec<SearchRow>,
     curves: Option<String>,
     stages: Vec<StageRow>,
     total: String,
@@ -52,6 +54,12 @@ struct Picture {
 
 struct ToyRow {
     name: String,
+    cells: Vec<String>,
+}
+
+/// What random search has found for an arm.
+struct SearchRow {
+    arm: String,
     cells: Vec<String>,
 }
 
@@ -95,6 +103,7 @@ pub fn render(gathered: &Gathered, context: &Context, summary: &[ArmSummary]) ->
         dropout: gathered.dropout.as_ref(),
         toy: gathered.toy.as_ref().map(figures::toy).transpose()?,
         toy_rows: gathered.toy.iter().flat_map(|toy| &toy.arms).map(toy_row).collect(),
+        searches: searches(gathered, context),
         curves: curves(gathered)?,
         stages: gathered.stages.iter().map(|stage| stage_row(stage, context)).collect(),
         total: human(total.max(0.)),
@@ -278,11 +287,43 @@ fn toy_row(arm: &ToyArm) -> ToyRow {
     }
 }
 
+/// The name of the classifier or arm that a stage trains.
+fn trained(stage: &StageFacts) -> Option<&str> {
+    stage.name.strip_prefix("train.")?.split('.').next()
+}
+
+/// One row for each arm that searched: its trainings take the same settings.
+fn searches(gathered: &Gathered, context: &Context) -> Vec<SearchRow> {
+    let mut rows: Vec<SearchRow> = Vec::new();
+    for stage in &gathered.stages {
+        let (Some(name), Some(search)) = (trained(stage), &stage.search) else { continue };
+        let Some(taken) = search.tried.get(search.taken) else { continue };
+        let arm = context.arms.iter().find(|arm| arm.name == name).map_or(name, |arm| &arm.label);
+        if rows.iter().any(|row| row.arm == arm) {
+            continue;
+        }
+        let mut all: Vec<f64> = search.tried.iter().map(|tried| tried.accuracy).collect();
+        all.sort_by(|a, b| b.total_cmp(a));
+        let all: Vec<String> = all.into_iter().map(percent).collect();
+        let cells = vec![
+            taken.lr.to_string(),
+            taken.global_batch.to_string(),
+            percent(taken.accuracy),
+            all.join(", "),
+        ];
+        rows.push(SearchRow { arm: arm.into(), cells });
+    }
+    rows
+}
+
 /// Training loss of the first run of every arm and of the guide.
 fn curves(gathered: &Gathered) -> Result<Option<String>> {
+    let searches = gathered.stages.iter().filter_map(|stage| stage.search.as_ref());
+    let trials: BTreeSet<&str> =
+        searches.flat_map(|search| &search.tried).map(|tried| tried.stage.as_str()).collect();
     let mut curves: Vec<figures::Curve> = Vec::new();
-    for stage in gathered.stages.iter().filter(|stage| stage.name.starts_with("train.")) {
-        let label = stage.name.split('.').nth(1).unwrap_or_default().to_string();
+    for stage in gathered.stages.iter().filter(|stage| !trials.contains(stage.name.as_str())) {
+        let Some(label) = trained(stage).map(str::to_string) else { continue };
         let points: Vec<(f64, f64)> = stage
             .metrics
             .iter()

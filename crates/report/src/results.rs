@@ -203,6 +203,30 @@ pub struct DropoutRow {
     pub likeness: f64,
 }
 
+/// `stages/<training>/search.json`: what was tried before, and which of it this training takes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Search {
+    /// In the order of the draws.
+    pub tried: Vec<Tried>,
+    /// Position of the best.
+    pub taken: usize,
+}
+
+/// One pair of learning rate and batch size.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Tried {
+    /// Stage that has tried it.
+    pub stage: String,
+    /// Learning rate.
+    pub lr: f64,
+    /// Images per step.
+    pub global_batch: u64,
+    /// Step with the best accuracy.
+    pub step: u64,
+    /// Accuracy then, on the split of `validate`.
+    pub accuracy: f64,
+}
+
 /// `stages/toy/results.json`: seed 002 Fig. 6.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Toy {

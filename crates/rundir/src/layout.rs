@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! config.toml  identity.json  slurm/  report.html
-//! stages/<stage>[.<arm>][.k<set>][.s<seed>]/
+//! stages/<stage>[.<arm>][.k<set>][.s<seed>|.d<draw>]/
 //!     lock/  identity.json  journal.jsonl  metrics.jsonl  outcome.json  status.json
 //!     ckpt/step-00012345/  logs/<attempt>/rank-0000.log  work/<attempt>/rank-0000.jsonl  .parts/
 //!     tasks/<task>/{journal.jsonl,outcome.json,status.json,logs/,work/}  claims/<attempt>/
@@ -33,14 +33,18 @@ pub fn checked_name<'a>(what: &str, name: &'a str) -> Result<&'a str> {
     Ok(name)
 }
 
-/// Which stage of a run: `<stage>[.<arm>][.k<set>][.s<seed>]`.
+/// Which stage of a run: `<stage>[.<arm>][.k<set>][.s<seed>|.d<draw>]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StageKey {
     stage: String,
     arm: Option<String>,
     set: Option<u32>,
     seed: Option<u64>,
+    draw: Option<u64>,
 }
+
+/// Letters that stand before a number: of a set, a seed, a draw.
+const NUMBERED: [char; 3] = ['k', 's', 'd'];
 
 impl StageKey {
     /// A stage without arm, set or seed.
@@ -48,18 +52,18 @@ impl StageKey {
     /// # Errors
     /// 78 if the name cannot be part of a directory name.
     pub fn new(stage: &str) -> Result<Self> {
-        Ok(Self { stage: part("stage", stage)?, arm: None, set: None, seed: None })
+        Ok(Self { stage: part("stage", stage)?, arm: None, set: None, seed: None, draw: None })
     }
 
     /// One arm of a comparison: a method, an ablation.
     ///
     /// # Errors
-    /// 78 if the name cannot be part of a directory name, or reads as a set or a seed.
+    /// 78 if the name cannot be part of a directory name, or reads as a set, a seed or a draw.
     pub fn arm(mut self, arm: &str) -> Result<Self> {
         ensure!(
-            numbered(arm, 'k').is_none() && numbered(arm, 's').is_none(),
+            is_name(arm),
             Config,
-            "{arm:?} cannot name an arm: k and s with a number stand for a set and a seed"
+            "{arm:?} cannot name an arm: k, s and d with a number stand for a set, a seed and a draw"
         );
         self.arm = Some(part("arm", arm)?);
         Ok(self)
@@ -79,6 +83,13 @@ impl StageKey {
         self
     }
 
+    /// A draw of a random search, instead of a seed.
+    #[must_use]
+    pub fn draw(mut self, draw: u64) -> Self {
+        self.draw = Some(draw);
+        self
+    }
+
     /// Name of the stage.
     pub fn stage(&self) -> &str {
         &self.stage
@@ -88,9 +99,7 @@ impl StageKey {
     pub fn parse(name: &str) -> Option<Self> {
         let mut parts = name.split('.').peekable();
         let mut key = Self::new(parts.next()?).ok()?;
-        if let Some(arm) =
-            parts.next_if(|part| numbered(part, 'k').is_none() && numbered(part, 's').is_none())
-        {
+        if let Some(arm) = parts.next_if(|part| is_name(part)) {
             key = key.arm(arm).ok()?;
         }
         if let Some(set) = parts.peek().and_then(|part| numbered(part, 'k')) {
@@ -99,6 +108,9 @@ impl StageKey {
         }
         if let Some(seed) = parts.peek().and_then(|part| numbered(part, 's')) {
             key = key.seed(seed);
+            parts.next();
+        } else if let Some(draw) = parts.peek().and_then(|part| numbered(part, 'd')) {
+            key = key.draw(draw);
             parts.next();
         }
         (parts.next().is_none() && key.to_string() == name).then_some(key)
@@ -116,6 +128,11 @@ fn numbered(part: &str, letter: char) -> Option<u64> {
     digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
+/// Whether a part of a key is no number of something.
+fn is_name(part: &str) -> bool {
+    NUMBERED.iter().all(|&letter| numbered(part, letter).is_none())
+}
+
 impl fmt::Display for StageKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.stage)?;
@@ -127,6 +144,9 @@ impl fmt::Display for StageKey {
         }
         if let Some(seed) = self.seed {
             write!(f, ".s{seed}")?;
+        }
+        if let Some(draw) = self.draw {
+            write!(f, ".d{draw}")?;
         }
         Ok(())
     }
@@ -327,6 +347,7 @@ mod tests {
             ("train-f", train.clone()),
             ("train-f.loss", train.clone().arm("loss").unwrap()),
             ("train-f.k2", train.clone().set(2)),
+            ("train-f.loss.k2.d11", train.clone().arm("loss").unwrap().set(2).draw(11)),
             (
                 "train-f.no guidance.k0.s18446744073709551615",
                 train.arm("no guidance").unwrap().set(0).seed(u64::MAX),
@@ -336,7 +357,9 @@ mod tests {
             assert_eq!(key.to_string(), name);
             assert_eq!(StageKey::parse(name), Some(key));
         }
-        for name in ["", ".x", "a.s1.k1", "a.b.c", "a.k01", "a.k1.k2", "a.k4294967296", "a..s1"] {
+        for name in
+            ["", ".x", "a.s1.k1", "a.b.c", "a.k01", "a.k1.k2", "a.k4294967296", "a..s1", "a.d1.s1", "a.s1.d1"]
+        {
             assert_eq!(StageKey::parse(name), None, "{name}");
         }
     }

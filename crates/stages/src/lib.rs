@@ -25,6 +25,7 @@ mod pretrain;
 pub mod programs;
 pub mod regenerate;
 mod schema;
+mod search;
 mod shard_writer;
 mod source;
 mod stand_in;

@@ -4,11 +4,13 @@ use crate::features::{labels_of, look};
 use crate::inputs::{self, Images};
 use crate::nets::DataShape;
 use crate::precision;
+use crate::search;
 use crate::step::Step;
 use crate::training::{self, Ended, Objective, TrainingConfig};
 use equipoise_base::rng::Key;
 use equipoise_base::{Error, ExitCode, Result, ensure};
 use equipoise_classify::{Counts, Loss, LossConfig, Progress};
+use equipoise_config::pipeline::{Candidate, Settings};
 use equipoise_config::{Kind as StageKind, method, recipe};
 use equipoise_data::{AugmentConfig, BatchBuilder, MicroBatch, Shape};
 use equipoise_metrics::Confusion;
@@ -47,6 +49,30 @@ struct TrainParams {
     set_seed: Option<u64>,
     set_images: Option<u64>,
     extra_split: Option<String>,
+    settings: Option<Settings>,
+    #[serde(default)]
+    candidates: Vec<Candidate>,
+}
+
+impl TrainParams {
+    /// Those of the stage, with what is to be tried or was found best in place of its own. Rehearsals keep the stage's own:
+    /// plans count with them.
+    fn of(step: &Step) -> Result<Self> {
+        let mut params: Self = step.params()?;
+        if step.rehearses() {
+            return Ok(params);
+        }
+        let settings = match params.settings.take() {
+            Some(settings) => Some(settings),
+            None => search::best(step, &params.candidates)?,
+        };
+        if let Some(Settings { lr, global_batch, micro_batch, steps, validate_every }) = settings {
+            params.optimizer.0["lr"] = lr.into();
+            (params.global_batch, params.micro_batch, params.steps) = (global_batch, micro_batch, steps);
+            params.validate.iter_mut().for_each(|validate| validate.every_steps = validate_every);
+        }
+        Ok(params)
+    }
 }
 
 /// Trains one classifier.
@@ -54,7 +80,7 @@ struct TrainParams {
 /// # Errors
 /// Those of [`training::train`]; 65 when an input is damaged.
 pub fn run(step: &Step) -> Result<Ended> {
-    let params: TrainParams = step.params()?;
+    let params = TrainParams::of(step)?;
     let real = inputs::split(step, &params.split)?;
     let extra = match (&params.set, params.set_seed, &params.extra_split) {
         (Some(set), Some(seed), _) => Some(inputs::synthetic(step, set, seed)?),

@@ -1,6 +1,7 @@
 //! Makes the stages. Each identity covers the stage's own keys, what every stage depends on, and the identities of
 //! the stages it reads; never its neighbours, so that adding an arm leaves the others as they are.
 
+use super::search::{self, Candidate};
 use super::{Kind, Stage};
 use crate::recipe::{Classes, Classifier, Diffusion, Helper, Set};
 use crate::resolved::Resolved;
@@ -291,26 +292,58 @@ impl<'a> Builder<'a> {
     }
 
     fn arms(&mut self) -> Result<()> {
-        let resolved = self.resolved;
-        for (run, stage) in arm_runs(resolved) {
-            let arm = &run.arm;
-            let mut after = vec![format!("prepare.{}", run.split)];
-            after.extend(run.extra_split.as_ref().map(|split| format!("prepare.{split}")));
-            after.extend(resolved.recipe.arms.get(arm).and_then(|table| validation(&table.training)));
-            after.extend(run.set_seed.and_then(|k| Some(format!("generate.{}.k{k}", run.set.as_ref()?))));
-            let content = match resolved.recipe.arms.get(arm) {
-                Some(table) => self.init_identity(&format!("arms.{arm}"), &table.training)?,
-                None => Value::Null,
-            };
+        for (run, stage) in arm_runs(self.resolved) {
+            let (mut after, content) = self.arm_needs(&run)?;
+            let candidates = self.search(&run, &content)?;
+            after.extend(candidates.iter().map(|candidate| candidate.stage.clone()));
+            let candidates = (!candidates.is_empty()).then(|| json!(candidates));
             self.add(Kind::Arm, stage, after, content, &|all| {
-                let mut params = without(&all["arms"][arm], &["seeds", "label"]);
-                params.insert("arm".into(), json!(arm));
-                params.insert("seed".into(), json!(run.seed));
-                params.extend(run.set_seed.map(|k| ("set_seed".into(), json!(k))));
+                let mut params = arm_params(all, &run);
+                params.extend(candidates.clone().map(|candidates| ("candidates".into(), candidates)));
                 Value::Object(params)
             });
         }
         Ok(())
+    }
+
+    /// Stages and content that a training of an arm reads.
+    fn arm_needs(&self, run: &ArmRun) -> Result<(Vec<String>, Value)> {
+        let training = self.resolved.recipe.arms.get(&run.arm).map(|arm| &arm.training);
+        let mut after = vec![format!("prepare.{}", run.split)];
+        after.extend(run.extra_split.as_ref().map(|split| format!("prepare.{split}")));
+        after.extend(training.and_then(validation));
+        after.extend(run.set_seed.and_then(|k| Some(format!("generate.{}.k{k}", run.set.as_ref()?))));
+        let content = training.map(|training| self.init_identity(&format!("arms.{}", run.arm), training));
+        Ok((after, content.transpose()?.unwrap_or_default()))
+    }
+
+    /// The trainings that try settings out for this arm, which are added if they are not there yet. Sets of other seeds
+    /// take what was found with the first.
+    fn search(&mut self, run: &ArmRun, content: &Value) -> Result<Vec<Candidate>> {
+        let recipe = &self.resolved.recipe;
+        let Some(arm) = recipe.arms.get(&run.arm) else { return Ok(Vec::new()) };
+        let Some(search) = &arm.search else { return Ok(Vec::new()) };
+        let set = arm.set.as_ref().and_then(|set| recipe.sets.get(set));
+        let set_seed = set.and_then(|set| set.seeds.first().copied());
+        let trial = ArmRun { set_seed, seed: search.seed, ..run.clone() };
+        let candidates =
+            search::draws(search, &arm.training).into_iter().enumerate().map(|(draw, settings)| Candidate {
+                stage: format!("train.{}{}.d{draw}", run.arm, of_set(set_seed)),
+                settings,
+            });
+        let candidates: Vec<Candidate> = candidates.collect();
+        for Candidate { stage, settings } in &candidates {
+            if self.stages.iter().any(|known| known.name == *stage) {
+                continue;
+            }
+            let (after, _) = self.arm_needs(&trial)?;
+            self.add(Kind::Arm, stage.clone(), after, content.clone(), &|all| {
+                let mut params = arm_params(all, &trial);
+                params.insert("settings".into(), json!(settings));
+                Value::Object(params)
+            });
+        }
+        Ok(candidates)
     }
 
     fn evaluate(&mut self) -> Result<()> {
@@ -483,6 +516,7 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
 }
 
 /// One training of an arm.
+#[derive(Clone)]
 struct ArmRun {
     arm: String,
     split: String,
@@ -504,7 +538,6 @@ fn arm_runs(resolved: &Resolved) -> Vec<(ArmRun, String)> {
         };
         for set_seed in set_seeds {
             for &seed in &arm.seeds {
-                let k = set_seed.map(|k| format!(".k{k}")).unwrap_or_default();
                 let run = ArmRun {
                     arm: name.into(),
                     split: arm.training.split.clone(),
@@ -513,11 +546,25 @@ fn arm_runs(resolved: &Resolved) -> Vec<(ArmRun, String)> {
                     set_seed,
                     seed,
                 };
-                runs.push((run, format!("train.{name}{k}.s{seed}")));
+                runs.push((run, format!("train.{name}{}.s{seed}", of_set(set_seed))));
             }
         }
     }
     runs
+}
+
+/// The part of a stage's name that tells on which of several sets an arm is trained.
+fn of_set(seed: Option<u64>) -> String {
+    seed.map(|k| format!(".k{k}")).unwrap_or_default()
+}
+
+/// The keys of a training of an arm.
+fn arm_params(all: &Value, run: &ArmRun) -> Map<String, Value> {
+    let mut params = without(&all["arms"][&run.arm], &["seeds", "label", "search"]);
+    params.insert("arm".into(), json!(run.arm));
+    params.insert("seed".into(), json!(run.seed));
+    params.extend(run.set_seed.map(|k| ("set_seed".into(), json!(k))));
+    params
 }
 
 /// The stage that a training waits for because it looks at a split now and then.

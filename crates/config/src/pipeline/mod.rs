@@ -2,8 +2,10 @@
 
 mod build;
 mod references;
+mod search;
 
 pub(crate) use references::references;
+pub use search::{Candidate, Settings};
 
 use crate::nearest::hint;
 use crate::resolved::Resolved;

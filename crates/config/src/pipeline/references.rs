@@ -2,7 +2,7 @@
 
 use crate::nearest::hint;
 use crate::problem::Problems;
-use crate::recipe::{Diffusion, Set, Validate};
+use crate::recipe::{Arm, Diffusion, Set, Validate};
 use crate::resolved::Resolved;
 
 /// Every reference that leads nowhere, and every combination that makes no sense.
@@ -95,6 +95,7 @@ impl Checker<'_> {
             self.batches(&path, arm.training.global_batch, arm.training.micro_batch);
             self.split(&format!("{path}.split"), &arm.training.split);
             self.validation(&path, arm.training.validate.as_ref());
+            self.search(&path, arm);
             self.seeds(&path, &arm.seeds);
             if let Some(set) = &arm.set {
                 self.refers(&format!("{path}.set"), "set", set, &recipe.sets.names());
@@ -109,6 +110,27 @@ impl Checker<'_> {
             if arm.set.is_some() && arm.extra_split.is_some() {
                 self.wrong(&path, format!("{path}: has both a set and an extra_split; make two arms of it"));
             }
+        }
+    }
+
+    fn search(&mut self, path: &str, arm: &Arm) {
+        let Some(search) = &arm.search else { return };
+        let here = format!("{path}.search");
+        if arm.training.validate.is_none() {
+            let message = "needs validate = { split, every_steps }: that split decides";
+            self.wrong(&here, format!("{here}: {message}"));
+        }
+        let [low, high] = search.lr;
+        if !(low > 0.0 && low <= high && high.is_finite()) {
+            let path = format!("{here}.lr");
+            self.wrong(&path, format!("{path}: [{low}, {high}] must be positive and ascending"));
+        }
+        let ([low, high], least) =
+            (search.global_batch, arm.training.global_batch / arm.training.micro_batch);
+        if !(low >= least && low <= high) {
+            let path = format!("{here}.global_batch");
+            let message = format!("[{low}, {high}] must be ascending, from {least} micro-batches on");
+            self.wrong(&path, format!("{path}: {message}"));
         }
     }
 
