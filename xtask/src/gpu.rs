@@ -160,8 +160,8 @@ mod tests {
         }
         let linked = LINKED.map(|name| (format!("step-{name}"), format!("equipoise-{name}")));
         let packed = PROGRAMS.map(|(package, name)| (package.to_string(), name.to_string()));
-        let xtask = ("xtask".to_string(), "xtask".to_string());
-        assert_eq!(built, packed.into_iter().chain(linked).chain([xtask]).collect());
+        let for_developers = ["xtask", "equipoise-fuzz"].map(|name| (name.to_string(), name.to_string()));
+        assert_eq!(built, packed.into_iter().chain(linked).chain(for_developers).collect());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod bench;
 mod deps;
 mod faults;
+mod fuzz;
 mod gpu;
 mod host;
 mod oracle;
@@ -40,6 +41,8 @@ enum Task {
     },
     /// Run the tests of every fault of tests/faults.toml; prints a line for each and writes docs/faults.md.
     Faults(faults::Args),
+    /// Let libFuzzer make up inputs for everything that reads a file or Slurm's text; writes docs/fuzzing.md.
+    Fuzz(fuzz::Args),
     /// Regenerate our own cases of the numerical oracle from tests/oracle/scripts, and check them.
     Oracle(oracle::Args),
     /// Random kills, preemptions and node losses over a run on a real cluster; prints goodput.
@@ -71,6 +74,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Deps => deps::run(),
         Task::Schema { check } => schema::run(check),
         Task::Faults(args) => faults::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Oracle(args) => oracle::run(&args),
         Task::Soak(args) => soak::run(&args),
         Task::Quickstart(args) => quickstart::run(&args),
