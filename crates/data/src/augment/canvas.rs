@@ -12,7 +12,12 @@ pub struct Canvas {
     pub(super) width: usize,
     pub(super) data: Vec<f32>,
     pub(super) spare: Vec<f32>,
+    /// Columns of [`LANES`] rows.
+    pub(super) lanes: Vec<[f32; LANES]>,
 }
+
+/// Rows that are resized at once.
+pub(super) const LANES: usize = 16;
 
 /// A rectangle within an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +46,7 @@ impl Canvas {
     /// If `data` is not `channels * height * width` values.
     pub fn new(channels: usize, height: usize, width: usize, data: Vec<f32>) -> Self {
         assert_eq!(data.len(), channels * height * width, "planes of {channels}x{height}x{width}");
-        Self { channels, height, width, data, spare: Vec::new() }
+        Self { channels, height, width, data, ..Self::default() }
     }
 
     /// Number of planes.
@@ -72,7 +77,7 @@ impl Canvas {
     pub fn load(&mut self, image: ImageRef<'_>, channels: usize, window: Window) {
         (self.channels, self.height, self.width) = (channels, window.height, window.width);
         let plane = window.height * window.width;
-        self.data.clear();
+        // Every value is written below.
         self.data.resize(channels * plane, 0.0);
         let row = image.width * image.channels;
         for y in 0..window.height {
