@@ -6,7 +6,7 @@ use equipoise_base::clock::{Clock, SystemClock};
 use equipoise_base::{Error, ExitCode, Result};
 use equipoise_config::slurm::Slurm;
 use equipoise_config::{load_resolved, stage as find_stage};
-use equipoise_rundir::stage::{Outcome, Status};
+use equipoise_rundir::stage::{Outcome, Status, last_attempt};
 use equipoise_rundir::{Journal, RealFs, RunDir, StageDir};
 use equipoise_slurm::decide::{Decision, Ended, Limits, decide};
 use equipoise_slurm::record::{Attempt, History};
@@ -120,6 +120,11 @@ impl Job {
         Status::read(&RealFs, &self.dir).ok().flatten().map_or(0, |status| status.done)
     }
 
+    /// Attempts of the step that are on record.
+    fn attempts(&self) -> u64 {
+        last_attempt(&RealFs, &self.dir).unwrap_or_default()
+    }
+
     fn outcome(&self) -> Option<Outcome> {
         Outcome::read(&RealFs, &self.dir).ok().flatten()
     }
@@ -146,6 +151,7 @@ fn begin(job: &Job) -> Result<ExitCode> {
         nodes: nodes.clone(),
         outcome: job.outcome_hash(),
         done: job.done(),
+        attempts: job.attempts(),
         wall: job.clock.wall(),
     })?;
     if let Some(Attempt::Begin { job: id, restart, nodes, .. }) =
@@ -214,15 +220,16 @@ fn end(job: &Job, status: i32) -> Result<ExitCode> {
     let resolved = load_resolved(&job.run.config(), &[])?;
     let slurm = &resolved.recipe.slurm;
     let history = History::of(&attempts(&job.run, &job.stage, job.task)?, &job.id);
-    let (earlier, done_before) = history.begun;
+    let found = history.found;
     // An earlier outcome says nothing about this attempt. (The tasks of an array share the number of their attempt.)
-    let outcome = job.outcome().filter(|_| job.outcome_hash() != earlier);
+    let outcome = job.outcome().filter(|_| job.outcome_hash() != found.outcome);
     let made = outcome.as_ref().map_or(0, |outcome| outcome.made);
     let ended = Ended {
         outcome: outcome.as_ref().map(|outcome| outcome.name),
         status,
         writes_outcomes: find_stage(&resolved, &job.stage)?.kind.program().is_some(),
-        progressed: made > 0 || job.done() > done_before,
+        begun: job.attempts() > found.attempts,
+        progressed: made > 0 || job.done() > found.done,
         stalls: history.stalls,
         requeues: history.requeues,
     };

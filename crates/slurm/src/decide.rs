@@ -11,6 +11,8 @@ pub struct Ended {
     pub status: i32,
     /// Whether the stage writes outcomes; otherwise the status is all there is.
     pub writes_outcomes: bool,
+    /// Whether the step came as far as to put an attempt on record.
+    pub begun: bool,
     /// Whether the attempt finished at least one batch or step.
     pub progressed: bool,
     /// Requeues of this job right before this attempt that made nothing.
@@ -50,8 +52,9 @@ pub fn decide(ended: &Ended, limits: Limits) -> Decision {
     if stalled && ended.stalls + 1 >= limits.stalls {
         let times = ended.stalls + 1;
         let message = match ended.outcome {
-            None if ended.status == 0 => format!(
-                "{times} times in a row the launcher ended with 0 without having started the step: see the log of the job"
+            None if !ended.begun => format!(
+                "{times} times in a row the step ended before it had begun (status {}): see the log of the job",
+                ended.status
             ),
             _ => format!(
                 "stopped {times} times in a row without finishing a single batch or step: the time limit or \
@@ -79,11 +82,16 @@ fn code(ended: &Ended) -> ExitCode {
         (_, Some(code)) => code,
         // Hit by the request to stop before it listened: nothing was begun, so nothing is lost.
         (STOPPED_BY_TERM | STOPPED_BY_USR2, None) => ExitCode::Requeue,
+        // It crashed while MPI and the libraries started: nothing was begun, and another try may fare better. Killed, it
+        // would be again: by then it was most often out of memory.
+        (129.., None) if ended.status != KILLED && ended.writes_outcomes && !ended.begun => ExitCode::Requeue,
         (129.., None) => ExitCode::Io,
         (_, None) => ExitCode::Bug,
     }
 }
 
+/// 128 + SIGKILL.
+const KILLED: i32 = 137;
 /// 128 + SIGTERM.
 const STOPPED_BY_TERM: i32 = 143;
 /// 128 + SIGUSR2.
@@ -110,7 +118,15 @@ mod tests {
     const LIMITS: Limits = Limits { budget: 10, stalls: 3 };
 
     fn ended(outcome: Option<ExitCode>, status: i32) -> Ended {
-        Ended { outcome, status, writes_outcomes: true, progressed: true, stalls: 0, requeues: 0 }
+        Ended {
+            outcome,
+            status,
+            writes_outcomes: true,
+            begun: true,
+            progressed: true,
+            stalls: 0,
+            requeues: 0,
+        }
     }
 
     fn code(ended: &Ended) -> Option<ExitCode> {
@@ -149,15 +165,28 @@ mod tests {
         assert_eq!(code(&Ended { writes_outcomes: false, ..ended(None, 0) }), Some(ExitCode::Done));
     }
 
+    /// A segmentation fault of MPI's start-up, seen once in a thousand starts, is no failure of the run.
+    #[test]
+    fn a_step_that_crashes_before_it_has_begun_is_tried_again() {
+        let crashed = |stalls| Ended { begun: false, progressed: false, stalls, ..ended(None, 139) };
+        assert_eq!(decide(&crashed(0), LIMITS), Decision::Requeue { stalled: true });
+        assert_eq!(code(&crashed(2)), Some(ExitCode::NoProgress));
+        assert_eq!(code(&Ended { begun: true, ..crashed(0) }), Some(ExitCode::Io));
+        assert_eq!(code(&Ended { writes_outcomes: false, ..crashed(0) }), Some(ExitCode::Io));
+        for (status, expected) in [(78, ExitCode::Config), (137, ExitCode::Io)] {
+            assert_eq!(code(&Ended { status, ..crashed(0) }), Some(expected));
+        }
+    }
+
     #[test]
     fn a_storm_stops_and_progress_forgives() {
         let stalled = |stalls| Ended { progressed: false, stalls, ..ended(Some(ExitCode::Requeue), 75) };
         assert_eq!(decide(&stalled(0), LIMITS), Decision::Requeue { stalled: true });
         assert_eq!(decide(&stalled(1), LIMITS), Decision::Requeue { stalled: true });
         assert_eq!(code(&stalled(2)), Some(ExitCode::NoProgress));
-        let unstarted = Ended { outcome: None, status: 0, ..stalled(2) };
+        let unstarted = Ended { outcome: None, status: 0, begun: false, ..stalled(2) };
         let Decision::Finish(ExitCode::NoProgress, Some(why)) = decide(&unstarted, LIMITS) else { panic!() };
-        assert!(why.contains("without having started the step"), "{why}");
+        assert!(why.contains("before it had begun (status 0)"), "{why}");
         let progressed = Ended { progressed: true, ..stalled(2) };
         assert_eq!(decide(&progressed, LIMITS), Decision::Requeue { stalled: false });
     }

@@ -129,6 +129,9 @@ pub enum Attempt {
         outcome: Option<String>,
         /// Units done before, as `status.json` had them.
         done: u64,
+        /// Attempts that the stage had on record.
+        #[serde(default)]
+        attempts: u64,
         /// Seconds since 1970: for people.
         wall: f64,
     },
@@ -160,8 +163,19 @@ pub struct History {
     pub requeues: u32,
     /// How many of the last ones in a row made nothing.
     pub stalls: u32,
-    /// Of the running attempt: the outcome that it found, and the units done then.
-    pub begun: (Option<String>, u64),
+    /// What the running attempt has found.
+    pub found: Found,
+}
+
+/// What was there when a batch script started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Hash of the outcome.
+    pub outcome: Option<String>,
+    /// Units done.
+    pub done: u64,
+    /// Attempts on record.
+    pub attempts: u64,
 }
 
 impl History {
@@ -170,8 +184,8 @@ impl History {
         let mut history = Self::default();
         for record in records {
             match record {
-                Attempt::Begin { job: id, outcome, done, .. } if id == job => {
-                    history.begun = (outcome.clone(), *done)
+                Attempt::Begin { job: id, outcome, done, attempts, .. } if id == job => {
+                    history.found = Found { outcome: outcome.clone(), done: *done, attempts: *attempts }
                 }
                 Attempt::End { job: id, requeued: true, stalled, .. } if id == job => {
                     history.requeues += 1;
@@ -236,7 +250,7 @@ mod tests {
             end("2", true, true),
             end("2", true, true),
         ];
-        assert_eq!(History::of(&records, "2"), History { requeues: 4, stalls: 2, begun: (None, 0) });
+        assert_eq!(History::of(&records, "2"), History { requeues: 4, stalls: 2, found: Found::default() });
         assert_eq!(History::of(&records, "3"), History::default());
     }
 }

@@ -97,6 +97,25 @@ fn a_storm_stops_with_70() {
     assert_eq!(codes, [75, 75, 75, 75, 75, 70]);
 }
 
+/// A crash of MPI's start-up is tried again, one of the step's own work is not.
+#[test]
+fn a_crash_counts_once_the_step_has_begun() {
+    let site = submitted("");
+    assert_eq!(site.attempt("train.g", None, 139).status.code(), Some(75));
+    assert_eq!(requeues(&site), 1);
+    let journal = site.dir.path().join("run/stages/train.g/journal.jsonl");
+    let begins = format!(r#"echo '{{"event":"attempt","attempt":1}}' >> '{}'"#, journal.display());
+    assert_eq!(site.attempt_that("train.g", None, 139, &begins).status.code(), Some(74));
+    assert_eq!(requeues(&site), 1);
+    let last = events(&site, "train.g").pop().unwrap();
+    assert!(last["reason"].as_str().unwrap().contains("killed by signal 11"), "{last}");
+    let site = submitted("");
+    let codes: Vec<_> = (0..3).map(|_| site.attempt("train.g", None, 139).status.code().unwrap()).collect();
+    assert_eq!(codes, [75, 75, 70]);
+    let last = events(&site, "train.g").pop().unwrap();
+    assert!(last["reason"].as_str().unwrap().contains("before it had begun (status 139)"), "{last}");
+}
+
 #[test]
 fn a_spent_budget_leaves_the_rest_to_resume() {
     let site = submitted("requeue_budget = 1");
