@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<Value> {
 fn restore(checkpoints: &Checkpoints, state: &State) -> Result<()> {
     let found = checkpoints.latest_valid(&mut |_, _| ())?;
     let mut found = found.ok_or_else(|| Error::new(ExitCode::Bug, "no checkpoint was saved"))?;
-    let mut read = |name: &str| weights::from_bytes(name, &found.take(name)?);
+    let mut read = |name: &str| weights::from_bytes(name, found.take(name)?);
     state.params.load("bench", &read("model.safetensors")?)?;
     let momentum: BTreeMap<String, Tensor> = read("optimizer.safetensors")?.into_iter().collect();
     for (name, tensor) in &state.momentum {

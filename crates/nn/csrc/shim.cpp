@@ -93,6 +93,17 @@ char* eq_pin_memory(const at::Tensor* input, at::Tensor** output) {
     return guarded([&] { *output = new at::Tensor(input->pin_memory()); });
 }
 
+// A tensor over memory of somebody else's, who is told with `release(owner)` when its last user has gone. `dtype` is a
+// c10::ScalarType.
+char* eq_share(void* data, const int64_t* sizes, int64_t dims, int dtype, void* owner, void (*release)(void*),
+               at::Tensor** output) {
+    return guarded([&] {
+        auto options = at::TensorOptions().dtype(static_cast<c10::ScalarType>(dtype));
+        auto gone = [owner, release](void*) { release(owner); };
+        *output = new at::Tensor(at::from_blob(data, at::IntArrayRef(sizes, dims), gone, options));
+    });
+}
+
 // `dtype` is a c10::ScalarType; `enabled` 0 switches autocasting off within an outer scope.
 char* eq_autocast_enter(int cuda, int enabled, int dtype, eq_autocast* previous) {
     return guarded([&] {

@@ -4,6 +4,7 @@ use equipoise_base::{Error, ExitCode, Result};
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::marker::PhantomData;
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// `at::Tensor*`, the pointer inside of a [`Tensor`].
@@ -19,6 +20,15 @@ struct AutocastState {
 unsafe extern "C" {
     fn eq_memory_format(input: TensorPtr, channels_last: c_int, output: *mut TensorPtr) -> *mut c_char;
     fn eq_is_channels_last(input: TensorPtr, yes: *mut c_int) -> *mut c_char;
+    fn eq_share(
+        data: *const c_void,
+        sizes: *const i64,
+        dims: i64,
+        dtype: c_int,
+        owner: *const c_void,
+        release: extern "C" fn(*const c_void),
+        output: *mut TensorPtr,
+    ) -> *mut c_char;
     fn eq_pin_memory(input: TensorPtr, output: *mut TensorPtr) -> *mut c_char;
     fn eq_autocast_enter(
         cuda: c_int,
@@ -119,6 +129,32 @@ pub(crate) fn is_channels_last(input: &Tensor) -> Result<bool> {
     // SAFETY: both pointers outlive the call.
     checked("memory format", unsafe { eq_is_channels_last(ptr(input), &mut yes) })?;
     Ok(yes != 0)
+}
+
+/// A contiguous tensor of `size` values of `kind` that lies in `bytes[start..]` and keeps them alive.
+///
+/// # Errors
+/// Those of libtorch.
+///
+/// # Panics
+/// If the values do not lie within `bytes` or are not aligned.
+pub(crate) fn share(bytes: &Arc<Vec<u8>>, start: usize, size: &[i64], kind: Kind) -> Result<Tensor> {
+    extern "C" fn release(owner: *const c_void) {
+        // SAFETY: the pointer that `into_raw` gave for this tensor, which has just gone.
+        drop(unsafe { Arc::from_raw(owner.cast::<Vec<u8>>()) });
+    }
+    let length = size.iter().product::<i64>() as usize * kind.elt_size_in_bytes();
+    let data = bytes[start..start + length].as_ptr();
+    assert!((data as usize).is_multiple_of(kind.elt_size_in_bytes()), "{start} is not aligned for {kind:?}");
+    let mut output: TensorPtr = std::ptr::null_mut();
+    let (dims, owner) = (size.len() as i64, Arc::into_raw(Arc::clone(bytes)));
+    // SAFETY: the values lie within `bytes`, which lives until `release`. After an error the owner is never released.
+    let error = unsafe {
+        eq_share(data.cast(), size.as_ptr(), dims, kind as c_int, owner.cast(), release, &mut output)
+    };
+    checked("shared memory", error)?;
+    // SAFETY: on success `output` is a new at::Tensor, which the Rust tensor now owns.
+    Ok(unsafe { Tensor::from_ptr(output.cast()) })
 }
 
 /// A copy in page-locked memory, for which libtorch needs a GPU.

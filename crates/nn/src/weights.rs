@@ -1,9 +1,11 @@
 //! Safetensors in and out. Writing gives bytes: `rundir` commits them.
 
+use crate::shim;
 use equipoise_base::{Error, ExitCode, Result, ResultExt};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// Reads every tensor of a file, on the CPU, in name order.
@@ -12,12 +14,16 @@ use tch::{Device, Kind, Tensor};
 /// 74 if it cannot be read, 65 if it is not a safetensors file.
 pub fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
     let bytes = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
-    from_bytes(&path.display().to_string(), &bytes)
+    from_bytes(&path.display().to_string(), bytes)
 }
 
-/// [`read`] for bytes at hand; `source` names them in errors.
-pub fn from_bytes(source: &str, bytes: &[u8]) -> Result<Vec<(String, Tensor)>> {
-    let file = SafeTensors::deserialize(bytes).or_exit(ExitCode::BadData, source)?;
+/// [`read`] for bytes at hand, which the tensors share; `source` names them in errors.
+///
+/// # Errors
+/// 65 if they are not a safetensors file.
+pub fn from_bytes(source: &str, bytes: Vec<u8>) -> Result<Vec<(String, Tensor)>> {
+    let bytes = Arc::new(bytes);
+    let file = SafeTensors::deserialize(&bytes).or_exit(ExitCode::BadData, source)?;
     let sorted: BTreeMap<String, TensorView> = file.tensors().into_iter().collect();
     sorted
         .into_iter()
@@ -26,8 +32,14 @@ pub fn from_bytes(source: &str, bytes: &[u8]) -> Result<Vec<(String, Tensor)>> {
                 Error::data(format!("{source}: tensor '{name}' has dtype {:?}", view.dtype()))
             })?;
             let size: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-            let tensor = Tensor::f_from_data_size(view.data(), &size, kind)
-                .or_exit(ExitCode::BadData, format!("{source}: tensor '{name}'"))?;
+            let data = view.data();
+            let aligned = (data.as_ptr() as usize).is_multiple_of(kind.elt_size_in_bytes());
+            let tensor = match aligned && !data.is_empty() {
+                true => shim::share(&bytes, data.as_ptr() as usize - bytes.as_ptr() as usize, &size, kind)?,
+                // Not one of ours.
+                false => Tensor::f_from_data_size(data, &size, kind)
+                    .or_exit(ExitCode::BadData, format!("{source}: tensor '{name}'"))?,
+            };
             Ok((name, tensor))
         })
         .collect()
@@ -90,5 +102,47 @@ pub(crate) fn dtype_of(kind: Kind) -> Dtype {
         Kind::Float => Dtype::F32,
         Kind::Double => Dtype::F64,
         other => unreachable!("no parameter has kind {other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_comes_back_and_outlives_its_file() {
+        use Kind::{BFloat16, Bool, Double, Float, Half, Int, Int64, Uint8};
+        let given: Vec<(String, Tensor)> = [Bool, Uint8, Int, Int64, Half, BFloat16, Float, Double]
+            .into_iter()
+            .map(|kind| {
+                let values = Tensor::arange(6, (Float, Device::Cpu)).view([2, 3]).to_kind(kind);
+                (format!("{kind:?}"), values)
+            })
+            .chain([("empty".to_string(), Tensor::zeros([0, 4], (Float, Device::Cpu)))])
+            .collect();
+        let read = from_bytes("a file", to_bytes(&given, &BTreeMap::new()).unwrap()).unwrap();
+        assert_eq!(read.len(), given.len());
+        let of = |name: &str| &read.iter().find(|(other, _)| other == name).unwrap().1;
+        for (name, tensor) in &given {
+            let found = of(name);
+            assert_eq!((found.kind(), found.size()), (tensor.kind(), tensor.size()), "{name}");
+            assert_eq!(raw_bytes(found), raw_bytes(tensor), "{name}");
+        }
+        // Neighbours in one block of memory are tensors of their own.
+        let _ = of("Float").shallow_clone().fill_(7.);
+        assert_eq!(raw_bytes(of("Double")), raw_bytes(&given[7].1));
+        assert_eq!(of("Float").double_value(&[1, 2]), 7.);
+    }
+
+    /// Other writers may put a float behind a single byte.
+    #[test]
+    fn what_is_not_aligned_is_copied() {
+        let header = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}}"#;
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.push(3);
+        bytes.extend(1.5f32.to_le_bytes());
+        let read = from_bytes("a file", bytes).unwrap();
+        assert_eq!((read[0].1.int64_value(&[0]), read[1].1.double_value(&[0])), (3, 1.5));
     }
 }

@@ -320,7 +320,7 @@ impl<'a> State<'a> {
         let source = found.path.display().to_string();
         let (first, user) = (found.manifest.step, found.manifest.user.clone());
         let mut read = |file: &str| -> Result<Vec<(String, Tensor)>> {
-            weights::from_bytes(&found.path.join(file).display().to_string(), &found.take(file)?)
+            weights::from_bytes(&found.path.join(file).display().to_string(), found.take(file)?)
         };
         self.objective.params().load(&source, &read("model.safetensors")?)?;
         self.optimizer.load(&self.flat, &source, &read("optimizer.safetensors")?)?;

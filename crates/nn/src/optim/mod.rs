@@ -154,9 +154,9 @@ pub(crate) mod tests {
                 let model = weights::to_bytes(&params.all(), &BTreeMap::new()).unwrap();
 
                 let (params, second) = parameters(Kind::Float);
-                params.load("m", &weights::from_bytes("m", &model).unwrap()).unwrap();
+                params.load("m", &weights::from_bytes("m", model.clone()).unwrap()).unwrap();
                 let mut optimizer = config.build(&second).unwrap();
-                optimizer.load(&second, "s", &weights::from_bytes("s", &state).unwrap()).unwrap();
+                optimizer.load(&second, "s", &weights::from_bytes("s", state.clone()).unwrap()).unwrap();
                 run(&second, optimizer.as_mut(), stop..6);
                 assert!(second.values().equal(whole.values()), "{text} stopped at {stop}");
             }
