@@ -5,19 +5,24 @@
 //! ```
 
 use crate::campaign::{Campaign, Work};
-use crate::support::{finish, run};
+use crate::support::run;
 use crate::{GENERATE, TRAIN};
 use equipoise_base::rng::Key;
 use equipoise_rundir::{RealFs, RunDir, StageKey, records, work};
 use equipoise_testkit::slurm::Options;
-use equipoise_testkit::{TempRun, figure};
+use equipoise_testkit::{Process, TempRun, figure};
 use std::time::{Duration, Instant};
 
 const RECIPE: &str = "tests/recipes/tiny.toml";
 
+/// What a reference may take: the work of twenty attempts in a row is minutes.
+const REFERENCE: Duration = Duration::from_secs(1200);
+
 fn campaign(work: Work) -> Campaign {
     let reference = TempRun::default();
-    finish(run(&reference.join("run"), 2, work.settings));
+    let mut process = Process::spawn(run(&reference.join("run"), 2, work.settings));
+    let status = process.wait(REFERENCE);
+    assert!(status.success(), "{status}:\n{}", process.output());
     Campaign::new(work, reference, Options { grace: 10, ..Options::default() })
 }
 
@@ -28,7 +33,7 @@ fn campaign(work: Work) -> Campaign {
 fn twenty_preemptions_in_a_row() {
     const EVERY: u64 = 100;
     let settings = &[
-        "arms.ce.steps=90000",
+        "arms.ce.steps=75000",
         "arms.ce.log_every=100",
         "checkpoint.every_steps=100",
         // Some attempts are stopped before their first step.
@@ -50,7 +55,7 @@ fn twenty_preemptions_in_a_row() {
     campaign.wait_until_over(job);
     let rows = records::current(campaign.metrics(TRAIN));
     let steps: Vec<u64> = rows.iter().map(|row| row["step"].as_u64().unwrap()).collect();
-    assert_eq!(steps, (1..=90000 / EVERY).map(|row| row * EVERY).collect::<Vec<_>>());
+    assert_eq!(steps, (1..=75000 / EVERY).map(|row| row * EVERY).collect::<Vec<_>>());
     let stage = RunDir::new(campaign.run()).stage(&StageKey::parse(TRAIN).unwrap());
     let work = work::of_stage(&RealFs, &stage).unwrap();
     assert_eq!(work.superseded, 0.0, "steps were made again: {work:?}");
