@@ -19,7 +19,7 @@ const WORK: Work = Work {
     recipe: "configs/recipes/quickstart.toml",
     settings: &[
         "sets.feedback.seeds=[0]",
-        "sets.feedback.sampler.steps=28",
+        "sets.feedback.sampler.steps=36",
         "sets.unguided.seeds=[0]",
         "arms.ce.seeds=[0]",
         "arms.bs.seeds=[0]",
@@ -136,7 +136,7 @@ fn the_quickstart_survives_everything() {
         campaign.cluster.boot_node(2);
     });
     // The shell dawdles, so that the limit of a minute comes soon.
-    progress.cancelled(&["slurm.time='1'", r#"slurm.setup=["sleep 15"]"#, "slurm.signal_lead=1"]);
+    progress.cancelled(&["slurm.time='1'", r#"slurm.setup=["sleep 20"]"#, "slurm.signal_lead=1"]);
     progress.out_of_time();
     progress.out_of_time();
     progress.cancelled(&["run.ranks=3"]);
