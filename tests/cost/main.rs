@@ -10,10 +10,10 @@ use std::path::Path;
 use std::process::Command;
 use support::{assert_same, equipoise, finish, results, run};
 
-fn calibrate(run: &Path, recipe: &str, ranks: usize) -> Command {
+fn calibrate(run: &Path, recipe: &str, ranks: usize, seconds: &str) -> Command {
     let mut command = equipoise(&["calibrate", &format!("tests/recipes/{recipe}.toml"), "--run"]);
     command.current_dir(env!("CARGO_MANIFEST_DIR")).arg(run);
-    command.args(["--seconds", "0.1", "--batches", "2,8", "--set", &format!("run.ranks={ranks}")]);
+    command.args(["--seconds", seconds, "--batches", "2,8", "--set", &format!("run.ranks={ranks}")]);
     command
 }
 
@@ -27,7 +27,8 @@ fn plan(run: &Path) -> Value {
 fn a_calibration_leaves_a_file_and_no_trace_in_what_is_made() {
     let temp = TempRun::default();
     let (calibrated, plain) = (temp.join("calibrated"), temp.join("plain"));
-    finish(calibrate(&calibrated, "tiny", 2));
+    // So long that what is so small is rehearsed to its end.
+    finish(calibrate(&calibrated, "tiny", 2, "2"));
     let names: Vec<_> = std::fs::read_dir(&calibrated).unwrap().flatten().map(|it| it.file_name()).collect();
     assert_eq!(names, ["calibration.json"]);
     let text = std::fs::read_to_string(calibrated.join("calibration.json")).unwrap();
@@ -84,7 +85,7 @@ fn without_a_calibration_finished_stages_are_believed() {
 #[test]
 fn a_latent_folder_can_be_calibrated() {
     let temp = TempRun::default();
-    finish(calibrate(&temp.join("run"), "tiny-unclip", 1));
+    finish(calibrate(&temp.join("run"), "tiny-unclip", 1, "0.1"));
     let text = std::fs::read_to_string(temp.join("run/calibration.json")).unwrap();
     let found: Value = serde_json::from_str(&text).unwrap();
     let stages: Vec<&str> =

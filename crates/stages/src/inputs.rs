@@ -1,5 +1,6 @@
 //! Images that earlier stages left, in memory: prepared splits and synthetic sets.
 
+use crate::generate::{ShardEntry, ShardIndex};
 use crate::stand_in;
 use crate::step::Step;
 use equipoise_base::{Error, Result, ensure};
@@ -109,6 +110,18 @@ pub fn split_groups(step: &Step, split: &str) -> Result<Option<SplitGroups>> {
     Ok(Some(SplitGroups { names, of_image }))
 }
 
+/// The shards of a synthetic set; none in a rehearsal before it is there.
+///
+/// # Errors
+/// 65 when the set is not complete.
+pub fn shards(step: &Step, set: &str, seed: u64) -> Result<Vec<ShardEntry>> {
+    let folder = step.set_path(set, seed);
+    match step.rehearses() && !folder.join("index.json").exists() {
+        true => Ok(Vec::new()),
+        false => Ok(ShardIndex::read(&folder)?.shards),
+    }
+}
+
 /// A synthetic set, in the order of its shard list.
 ///
 /// # Errors
@@ -118,7 +131,7 @@ pub fn synthetic(step: &Step, set: &str, seed: u64) -> Result<Images> {
     if step.rehearses() && !folder.join("index.json").exists() {
         return stand_in::images(step);
     }
-    let index = crate::generate::ShardIndex::read(&folder)?;
+    let index = ShardIndex::read(&folder)?;
     let mut all = Images { set: Arc::default(), hashes: Vec::new(), index: Vec::new() };
     let mut images = ImageSet::default();
     for entry in &index.shards {

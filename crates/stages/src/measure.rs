@@ -210,9 +210,9 @@ fn measure(
     let mean = |read: fn(&Diversity) -> f64| {
         diversities.iter().map(read).sum::<f64>() / diversities.len().max(1) as f64
     };
-    let index = crate::generate::ShardIndex::read(&step.set_path(set, seed))?;
+    let shards = inputs::shards(step, set, seed)?;
     let stored = step.recipe().sets.get(set).map(|set| set.generate.codec.parse::<CodecConfig>());
-    let resize_filter = match index.shards.first() {
+    let resize_filter = match shards.first() {
         Some(entry) => {
             ShardReader::open(&step.set_path(set, seed).join(&entry.path))?.meta().resize_filter.clone()
         }
@@ -224,8 +224,8 @@ fn measure(
         set: set.to_string(),
         seed,
         images: labels.len() as u64,
-        failed: index.shards.iter().map(|shard| shard.failed.len() as u64).sum(),
-        retried: index.shards.iter().map(|shard| shard.retried).sum(),
+        failed: shards.iter().map(|shard| shard.failed.len() as u64).sum(),
+        retried: shards.iter().map(|shard| shard.retried).sum(),
         agreement: seen.accuracy(),
         agreement_by_class: seen.per_class(),
         fid: Fid::of_features(real, &features)?.value,
