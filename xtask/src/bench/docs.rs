@@ -16,8 +16,7 @@ const HEAD: &str = "# Benchmarks
 
 Written by `cargo xtask bench` from the files under `benches/runs/`; do not edit. How it is measured is in
 `benches/README.md`: same work on both sides, processes that take turns, medians ± median absolute deviation (number of
-turns). A ratio above 1 says that ours is faster. Where a bar is missed, the profile in `sides.jsonl` of that run says
-where the time goes.
+turns). A ratio above 1 says that ours is faster. Where a bar is missed, that file says where the time goes.
 ";
 
 /// The page as the runs on disk say.

@@ -66,8 +66,9 @@ pub fn run(args: &Args) -> Result<()> {
     let folder = match (&args.out, args.quick) {
         (Some(out), _) => out.clone(),
         (None, true) => PathBuf::from("target/bench"),
-        (None, false) => PathBuf::from(docs::RUNS).join(format!(
-            "{}-{}",
+        (None, false) => free(&format!(
+            "{}/{}-{}",
+            docs::RUNS,
             machine["date"].as_str().unwrap_or_default(),
             class(&machine)
         )),
@@ -174,6 +175,13 @@ fn machine() -> Result<Value> {
         "commit": said(Command::new("git").args(["describe", "--always", "--dirty"]))?,
         "torch": version(), "torchvision": version(), "diffusers": version(), "h5py": version(), "pillow": version(),
     }))
+}
+
+/// A folder of its own for every run of a day: the page takes of each benchmark the newest.
+fn free(folder: &str) -> PathBuf {
+    let others = (2..10).map(|number| format!("{folder}-{number}"));
+    let mut all = std::iter::once(folder.to_string()).chain(others).map(PathBuf::from);
+    all.find(|path| !path.exists()).unwrap_or_else(|| folder.into())
 }
 
 /// The CPU model as part of a folder's name, with the number of cores.
