@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(code(&Ended { writes_outcomes: false, ..ended(None, 0) }), Some(ExitCode::Done));
     }
 
-    /// A segmentation fault of MPI's start-up, seen once in a thousand starts, is no failure of the run.
+    /// A segmentation fault while MPI starts, which was seen once, is no failure of the run.
     #[test]
     fn a_step_that_crashes_before_it_has_begun_is_tried_again() {
         let crashed = |stalls| Ended { begun: false, progressed: false, stalls, ..ended(None, 139) };
