@@ -54,8 +54,8 @@ impl Store {
 
     /// Forgets what is there.
     fn clear(&self) -> Result<()> {
-        write(&shell::root().join(self.results), "")?;
-        write(&self.figures_file(), "")
+        shell::write(&shell::root().join(self.results), "")?;
+        shell::write(&self.figures_file(), "")
     }
 
     /// Takes up what nextest has left.
@@ -63,7 +63,7 @@ impl Store {
         let mut kept = self.results()?;
         kept.extend(junit::read(&shell::root().join(JUNIT))?);
         let lines: String = kept.iter().map(|(test, passed)| format!("{test}\t{passed}\n")).collect();
-        write(&shell::root().join(self.results), &lines)
+        shell::write(&shell::root().join(self.results), &lines)
     }
 
     /// `BINARY TEST` to whether it passed.
@@ -109,7 +109,7 @@ pub fn run(args: &Args) -> Result<()> {
     let rows = |faults: &[(String, &Fault)]| -> Vec<table::Row> {
         faults.iter().map(|(number, fault)| table::Row::new(number, fault, &results, &figures)).collect()
     };
-    write(Path::new(PAGE), &table::page(&rows(&list.select(&[])?), &crate::host::describe()))?;
+    shell::write(Path::new(PAGE), table::page(&rows(&list.select(&[])?), &crate::host::describe()))?;
     let rows = rows(&selected);
     rows.iter().for_each(|row| println!("{row}"));
     println!("{PAGE} written");
@@ -191,12 +191,6 @@ fn read_figures() -> Result<BTreeMap<String, Vec<(String, String)>>> {
         known.push((what.into(), value.into()));
     }
     Ok(figures)
-}
-
-// A source file and a build output, not a run directory.
-#[allow(clippy::disallowed_methods)]
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]

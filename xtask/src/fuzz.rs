@@ -3,7 +3,7 @@
 //! The targets are built by a nightly compiler with the coverage that libFuzzer follows. What a run has found worth keeping
 //! stays in `target/fuzz/corpus`, so the next one goes on from there, and the page adds up all runs.
 
-// Logs and a page of the documentation, not a run directory.
+// Logs of a build folder, not a run directory.
 #![allow(clippy::disallowed_methods)]
 
 use crate::{host, shell};
@@ -90,7 +90,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let total = total()?;
     if list.keys().all(|name| total.contains_key(name)) {
-        write(Path::new(PAGE), &page(&list, &total))?;
+        shell::write(Path::new(PAGE), page(&list, &total))?;
         println!("{PAGE} written");
     }
     let found: Vec<&str> =
@@ -258,10 +258,6 @@ fn page(list: &BTreeMap<String, Target>, total: &BTreeMap<String, Row>) -> Strin
         let _ = writeln!(page, "| {name} | {reads} | {seconds} | {inputs} | {branches} | {finding} |");
     }
     page
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]

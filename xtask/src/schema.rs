@@ -3,6 +3,7 @@
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use std::fs;
+use std::path::Path;
 
 const FILE: &str = "configs/schema.json";
 
@@ -19,15 +20,9 @@ pub fn run(check: bool) -> Result<()> {
         (true, _) => println!("{FILE} is up to date"),
         (false, true) => bail!("{FILE} is out of date: run `cargo xtask schema`"),
         (false, false) => {
-            write(&output.stdout)?;
+            shell::write(Path::new(FILE), &output.stdout)?;
             println!("{FILE} written: rebuild to embed it");
         }
     }
     Ok(())
-}
-
-// A source file, not a run directory.
-#[allow(clippy::disallowed_methods)]
-fn write(bytes: &[u8]) -> Result<()> {
-    fs::write(FILE, bytes).context(FILE)
 }

@@ -1,6 +1,7 @@
 //! `docs/benchmarks.md`: the newest committed measurement of every benchmark.
 
 use super::results::{self, Measured, describe};
+use crate::shell;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -57,7 +58,7 @@ pub fn render(runs: &Path) -> Result<String> {
 /// # Errors
 /// As [`render`].
 pub fn write() -> Result<()> {
-    results::put(Path::new(PAGE), &render(Path::new(RUNS))?)
+    shell::write(Path::new(PAGE), &render(Path::new(RUNS))?)
 }
 
 #[cfg(test)]

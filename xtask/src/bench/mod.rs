@@ -179,9 +179,13 @@ fn machine() -> Result<Value> {
 
 /// A folder of its own for every run of a day: the page takes of each benchmark the newest.
 fn free(folder: &str) -> PathBuf {
-    let others = (2..10).map(|number| format!("{folder}-{number}"));
-    let mut all = std::iter::once(folder.to_string()).chain(others).map(PathBuf::from);
-    all.find(|path| !path.exists()).unwrap_or_else(|| folder.into())
+    let mut path = PathBuf::from(folder);
+    let mut number = 2;
+    while path.exists() {
+        path = format!("{folder}-{number}").into();
+        number += 1;
+    }
+    path
 }
 
 /// The CPU model as part of a folder's name, with the number of cores.

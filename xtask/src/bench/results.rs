@@ -1,6 +1,7 @@
 //! A run's files, `raw.csv` and `sides.jsonl`, and the tables that are made of them, and of nothing else.
 
 use super::cases::{Bar, CASES, Case};
+use crate::shell;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -40,10 +41,10 @@ pub fn write(folder: &Path, results: &Results, machine: &Value) -> Result<()> {
         }
     }
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    put(&folder.join("raw.csv"), &raw)?;
-    put(&folder.join("sides.jsonl"), &sides)?;
-    put(&folder.join("machine.json"), &format!("{machine:#}\n"))?;
-    put(&folder.join("README.md"), &page(results, machine))
+    shell::write(&folder.join("raw.csv"), &raw)?;
+    shell::write(&folder.join("sides.jsonl"), &sides)?;
+    shell::write(&folder.join("machine.json"), format!("{machine:#}\n"))?;
+    shell::write(&folder.join("README.md"), page(results, machine))
 }
 
 /// Reads a run's files.
@@ -152,12 +153,6 @@ pub fn median(values: &[f64]) -> f64 {
         (Some(middle), Some(below)) => (below + middle) / 2.,
         _ => f64::NAN,
     }
-}
-
-// Results are source files, not files of a run directory.
-#[allow(clippy::disallowed_methods)]
-pub fn put(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use crate::resolved::Resolved;
 use crate::tree::canonical;
 use equipoise_base::{Error, Identity, Result, rng};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -23,8 +24,8 @@ pub(super) struct Builder<'a> {
     full: Value,
     pure: Value,
     stages: Vec<Stage>,
-    /// Hash of the generator's folder, which is large, once it was asked for.
-    folder: Option<Identity>,
+    /// Hashes of the files and of the folder that were asked for: weights are large, and many stages read the same.
+    hashed: RefCell<BTreeMap<PathBuf, Identity>>,
 }
 
 /// The keys of a stage: a table of the recipe, and what else it needs to know.
@@ -37,7 +38,7 @@ impl<'a> Builder<'a> {
             full: resolved.value(),
             pure: resolved.identity_value(),
             stages: Vec::new(),
-            folder: None,
+            hashed: RefCell::default(),
         }
     }
 
@@ -447,12 +448,17 @@ impl<'a> Builder<'a> {
 
     /// Hash of the Hugging Face folder that a key names: of its lock if it has one, which says what every file must be,
     /// else of all files.
-    fn folder_identity(&mut self, key: &str, folder: &Path) -> Result<Identity> {
-        if let Some(known) = &self.folder {
+    fn folder_identity(&self, key: &str, folder: &Path) -> Result<Identity> {
+        self.once(folder, || self.hash_folder(key, folder))
+    }
+
+    /// What `hash` makes of a path, which is asked only the first time.
+    fn once(&self, path: &Path, hash: impl FnOnce() -> Result<Identity>) -> Result<Identity> {
+        if let Some(known) = self.hashed.borrow().get(path) {
             return Ok(known.clone());
         }
-        let identity = self.hash_folder(key, folder)?;
-        self.folder = Some(identity.clone());
+        let identity = hash()?;
+        self.hashed.borrow_mut().insert(path.into(), identity.clone());
         Ok(identity)
     }
 
@@ -483,6 +489,10 @@ impl<'a> Builder<'a> {
 
     /// Hash of a file that a key names: of the hashes of its pieces, so that large weights are never held at once.
     fn file_identity(&self, key: &str, file: &Path) -> Result<Identity> {
+        self.once(file, || self.hash_file(key, file))
+    }
+
+    fn hash_file(&self, key: &str, file: &Path) -> Result<Identity> {
         const PIECE: u64 = 16 << 20;
         let refuse = |error: std::io::Error| self.refused(key, file, &error);
         let mut reader = std::fs::File::open(file).map_err(refuse)?;
