@@ -3,6 +3,7 @@
 //! Order matters. Signals first, so that an early stop is not lost; libtorch before any tensor; MPI before the lease, so
 //! that one rank takes it for all; the panic hook once somebody can be told.
 
+mod ending;
 mod files;
 mod gradients;
 mod machine;
@@ -25,15 +26,14 @@ use equipoise_comm::{Comm, StopFlag};
 use equipoise_config::recipe::{self, Recipe};
 use equipoise_config::{BUILD_ID, load_resolved, stage as find_stage};
 use equipoise_nn::runtime::{self, DeviceChoice, RuntimeConfig};
-use equipoise_report::results::Provenance;
 use equipoise_rundir::identity::IdentityRecord;
 use equipoise_rundir::lease::{Fence, LeaseRequest};
-use equipoise_rundir::stage::{Outcome, State, Status};
+use equipoise_rundir::stage::{State, Status};
 use equipoise_rundir::{
     Checkpoint, CheckpointWriter, Checkpoints, Deadline, Journal, LeaseGuard, Process, RealFs, RunDir, Stage,
     StageDir, StageKey, Vfs,
 };
-use equipoise_telemetry::{Host, Progress};
+use equipoise_telemetry::Progress;
 pub use files::Committer;
 use files::{Log, prepared};
 use pace::Pacer;
@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -329,110 +329,6 @@ impl Step {
         let params = &self.stage.params;
         let (set, seed) = (params["set"].as_str()?, params["seed"].as_u64()?);
         (self.stage.kind == equipoise_config::Kind::Generate).then(|| self.set_path(set, seed))
-    }
-
-    fn guard_against_panics(&self) {
-        let report = self.reporter();
-        self.world.abort_on_panic(move |message| report(ExitCode::Bug, message));
-    }
-
-    /// Writes `outcome.json` from any thread, for the panic hook and the watchdog.
-    fn reporter(&self) -> impl Fn(ExitCode, &str) + Send + Sync + Clone + 'static {
-        let (vfs, dir, guard) = (self.vfs.clone(), self.records.clone(), self.guard.clone());
-        let (rank, attempt, host, clock) = (self.rank(), self.attempt, self.host.clone(), self.clock.clone());
-        move |code: ExitCode, message: &str| {
-            let mut outcome = Outcome::new(code, rank, attempt, &host, clock.wall());
-            outcome.message = message.to_string();
-            let _ = outcome.write(&*vfs, &dir, Some(&guard));
-        }
-    }
-
-    /// Ends all ranks from another thread of this one, once: the reason is on disk before.
-    #[cfg(feature = "nccl")]
-    fn ender(&self) -> impl FnOnce(Error) + Send + 'static {
-        let (report, comm) = (self.reporter(), self.world.shared());
-        move |error: Error| {
-            eprintln!("error: rank {}: {error}", comm.rank());
-            report(error.code(), error.message());
-            comm.abort(error.code().status())
-        }
-    }
-
-    /// As [`Step::reporter`], for a rank that is not heard any more. In a Slurm job that is a node that was lost: were one
-    /// rank killed alone, srun would end the others before anybody missed it. What was committed is kept, so the job may
-    /// go on elsewhere: 75. Slurm itself notices much later (`SlurmdTimeout`, mostly five minutes).
-    fn lost_peer_reporter(&self) -> impl Fn(ExitCode, &str) + Send + 'static {
-        let (report, in_job) = (self.reporter(), self.job.id.is_some());
-        move |code, message| report(if in_job { ExitCode::Requeue } else { code }, message)
-    }
-
-    /// All ranks have done their part: outcome, provenance, exit code.
-    fn end(&self, ended: Ended) -> Result<ExitCode> {
-        self.comm().barrier()?;
-        self.write_trace()?;
-        let (code, state) = match ended {
-            Ended::Done | Ended::Part => (ExitCode::Done, State::Done),
-            Ended::Stopped => (ExitCode::Requeue, State::Stopped),
-        };
-        if ended == Ended::Done {
-            self.note_stage();
-        }
-        let made = self.comm().all_gather(&self.made.load(Ordering::Relaxed).to_le_bytes())?;
-        if let Some(root) = &self.root {
-            if ended == Ended::Done {
-                self.commit_json(&self.dir().join("provenance.json"), &self.provenance()?)?;
-            }
-            self.write_status(state, None)?;
-            let mut outcome = Outcome::new(code, 0, self.attempt, &self.host, self.clock.wall());
-            let counts = made.iter().filter_map(|word| Some(u64::from_le_bytes(word[..].try_into().ok()?)));
-            outcome.made = counts.sum();
-            lock(root).stage.write_outcome(&outcome)?;
-            if ended == Ended::Done && self.job.task.is_some() {
-                outcome.write(&*self.vfs, &self.dir, Some(&self.guard))?;
-            }
-            equipoise_telemetry::info!("{}: {}", self.stage.name, code.meaning());
-        }
-        self.comm().barrier()?;
-        Ok(code)
-    }
-
-    /// The lease is released before MPI ends, so that the next stage never waits for it.
-    fn leave(mut self) -> Result<()> {
-        self.root = None;
-        self.world.finish()
-    }
-
-    /// This rank cannot go on: it says why before anything else, then ends the others.
-    fn fail(self, error: Error) -> Error {
-        let mut outcome = Outcome::of_error(&error, self.rank(), self.attempt, &self.host, self.clock.wall());
-        outcome.made = self.made.load(Ordering::Relaxed);
-        let _ = outcome.write(&*self.vfs, &self.records, Some(&self.guard));
-        if self.root.is_some() {
-            let _ = self.write_status(State::Failed, None);
-        }
-        equipoise_telemetry::error!("{error}");
-        if self.world() > 1 {
-            eprintln!("error: rank {}: {error}", self.rank());
-            drop(self.root);
-            self.world.comm().abort(error.code().status());
-        }
-        error
-    }
-
-    fn provenance(&self) -> Result<Provenance> {
-        let host = Host::here();
-        Ok(Provenance {
-            fingerprint: runtime::fingerprint()?,
-            ranks: self.world(),
-            threads: self.recipe.run.threads as usize,
-            host: host.name,
-            cpu: host.cpu,
-            seconds: self.started.elapsed().as_secs_f64(),
-            process_seconds: equipoise_telemetry::process_seconds(),
-            pace: self.pacer.pace(equipoise_telemetry::process_seconds()),
-            peak_memory: equipoise_telemetry::peak_memory_bytes(),
-            version: BUILD_ID.to_string(),
-        })
     }
 
     /// Whether this is rank 0.

@@ -1,20 +1,16 @@
 //! Makes the stages. Each identity covers the stage's own keys, what every stage depends on, and the identities of
 //! the stages it reads; never its neighbours, so that adding an arm leaves the others as they are.
 
+use super::contents::Contents;
 use super::search::{self, Candidate};
 use super::{Kind, Stage};
 use crate::recipe::{Classes, Classifier, Diffusion, Helper, Set};
 use crate::resolved::Resolved;
 use crate::tree::canonical;
-use equipoise_base::{Error, Identity, Result, rng};
+use equipoise_base::{Identity, Result, rng};
 use serde_json::{Map, Value, json};
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
 
-/// The registry of a Hugging Face folder (`pretrained`).
-const LOCK: &str = "weights.lock.json";
 /// The stage that embeds the texts of all sets.
 const TEXT_EMBEDDINGS: &str = "embed-texts";
 
@@ -24,8 +20,7 @@ pub(super) struct Builder<'a> {
     full: Value,
     pure: Value,
     stages: Vec<Stage>,
-    /// Hashes of the files and of the folder that were asked for: weights are large, and many stages read the same.
-    hashed: RefCell<BTreeMap<PathBuf, Identity>>,
+    contents: Contents<'a>,
 }
 
 /// The keys of a stage: a table of the recipe, and what else it needs to know.
@@ -38,7 +33,7 @@ impl<'a> Builder<'a> {
             full: resolved.value(),
             pure: resolved.identity_value(),
             stages: Vec::new(),
-            hashed: RefCell::default(),
+            contents: Contents::new(resolved),
         }
     }
 
@@ -107,7 +102,7 @@ impl<'a> Builder<'a> {
 
     fn names_identity(&self, key: &str, names: &Classes) -> Result<Value> {
         Ok(match names {
-            Classes::File(file) => json!(self.file_identity(key, file)?),
+            Classes::File(file) => json!(self.contents.of_file(key, file)?),
             Classes::Names(names) => json!(names),
         })
     }
@@ -116,7 +111,9 @@ impl<'a> Builder<'a> {
     fn init_identity(&self, path: &str, training: &Classifier) -> Result<Value> {
         match &training.init_from {
             None => Ok(Value::Null),
-            Some(file) => Ok(json!({ "init_from": self.file_identity(&format!("{path}.init_from"), file)? })),
+            Some(file) => {
+                Ok(json!({ "init_from": self.contents.of_file(&format!("{path}.init_from"), file)? }))
+            }
         }
     }
 
@@ -177,7 +174,7 @@ impl<'a> Builder<'a> {
         match &helper.weights {
             None => Ok((vec![format!("train.{name}")], Value::Null)),
             Some(file) => {
-                let weights = self.file_identity(&format!("classifiers.{name}.weights"), file)?;
+                let weights = self.contents.of_file(&format!("classifiers.{name}.weights"), file)?;
                 Ok((vec![], json!({ "weights": weights, "arch": self.pure["classifiers"][name]["arch"] })))
             }
         }
@@ -201,7 +198,7 @@ impl<'a> Builder<'a> {
         let Some(folder) = recipe.diffusion.folder.as_ref().filter(|_| !recipe.sets.is_empty()) else {
             return Ok(());
         };
-        let content = json!({ "generator": self.folder_identity("diffusion.folder", folder)? });
+        let content = json!({ "generator": self.contents.of_folder("diffusion.folder", folder)? });
         let distinct = |of: &dyn Fn(&'a Set) -> Option<&'a str>| -> Vec<&'a str> {
             let all = recipe.sets.iter().filter_map(|(_, set)| of(set));
             all.collect::<BTreeSet<_>>().into_iter().collect()
@@ -255,10 +252,10 @@ impl<'a> Builder<'a> {
         let mut content = Map::new();
         let Diffusion { folder, weights, .. } = &recipe.diffusion;
         if let Some(folder) = folder {
-            let identity = self.folder_identity("diffusion.folder", folder)?;
+            let identity = self.contents.of_folder("diffusion.folder", folder)?;
             content.insert("generator".into(), json!(identity));
         } else if let Some(file) = weights {
-            let identity = self.file_identity("diffusion.weights", file)?;
+            let identity = self.contents.of_file("diffusion.weights", file)?;
             content.insert("generator".into(), json!(identity));
         } else {
             after.push("diffusion".into());
@@ -445,84 +442,11 @@ impl<'a> Builder<'a> {
         self.await_embeddings(&set.generate.split);
         Ok(())
     }
-
-    /// Hash of the Hugging Face folder that a key names: of its lock if it has one, which says what every file must be,
-    /// else of all files.
-    fn folder_identity(&self, key: &str, folder: &Path) -> Result<Identity> {
-        self.once(folder, || self.hash_folder(key, folder))
-    }
-
-    /// What `hash` makes of a path, which is asked only the first time.
-    fn once(&self, path: &Path, hash: impl FnOnce() -> Result<Identity>) -> Result<Identity> {
-        if let Some(known) = self.hashed.borrow().get(path) {
-            return Ok(known.clone());
-        }
-        let identity = hash()?;
-        self.hashed.borrow_mut().insert(path.into(), identity.clone());
-        Ok(identity)
-    }
-
-    fn hash_folder(&self, key: &str, folder: &Path) -> Result<Identity> {
-        let beside = folder
-            .file_name()
-            .map(|name| folder.with_file_name(format!("{}.{LOCK}", name.to_string_lossy())));
-        if let Some(lock) =
-            [Some(folder.join(LOCK)), beside].into_iter().flatten().find(|lock| lock.is_file())
-        {
-            return self.file_identity(key, &lock);
-        }
-        let mut files = Vec::new();
-        walk(folder, &mut files).map_err(|error| self.refused(key, folder, &error))?;
-        files.sort();
-        let mut lines = String::new();
-        for file in files {
-            let name = file.strip_prefix(folder).unwrap_or(&file).display().to_string();
-            lines.push_str(&format!("{name} {}\n", self.file_identity(key, &file)?));
-        }
-        Ok(Identity::of(&lines))
-    }
-
-    fn refused(&self, key: &str, path: &Path, error: &std::io::Error) -> Error {
-        let place = self.resolved.at(key).map(|node| format!("{}: ", node.origin)).unwrap_or_default();
-        Error::config(format!("{place}{key}: {}: {error}", path.display()))
-    }
-
-    /// Hash of a file that a key names: of the hashes of its pieces, so that large weights are never held at once.
-    fn file_identity(&self, key: &str, file: &Path) -> Result<Identity> {
-        self.once(file, || self.hash_file(key, file))
-    }
-
-    fn hash_file(&self, key: &str, file: &Path) -> Result<Identity> {
-        const PIECE: u64 = 16 << 20;
-        let refuse = |error: std::io::Error| self.refused(key, file, &error);
-        let mut reader = std::fs::File::open(file).map_err(refuse)?;
-        let mut pieces = String::new();
-        loop {
-            let mut piece = Vec::new();
-            (&mut reader).take(PIECE).read_to_end(&mut piece).map_err(refuse)?;
-            if piece.is_empty() {
-                return Ok(Identity::of(&pieces));
-            }
-            pieces.push_str(Identity::of_bytes(&piece).as_str());
-        }
-    }
 }
 
 /// The stage that embeds the real images of a split.
 fn image_embeddings(split: &str) -> String {
     format!("embed-images.{split}")
-}
-
-/// Every file below a folder.
-fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        match path.is_dir() {
-            true => walk(&path, files)?,
-            false => files.push(path),
-        }
-    }
-    Ok(())
 }
 
 /// One training of an arm.

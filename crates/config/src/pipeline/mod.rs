@@ -1,6 +1,7 @@
 //! A recipe as stages: what is to be done, in which order, by which program, under which identity.
 
 mod build;
+mod contents;
 mod references;
 mod search;
 
