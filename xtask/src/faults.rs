@@ -3,7 +3,7 @@
 mod junit;
 mod table;
 
-use crate::shell;
+use crate::{shell, test};
 use anyhow::{Context, Result, bail, ensure};
 use equipoise_testkit::figures;
 use serde_json::Value;
@@ -120,8 +120,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn run_tests(list: &Faults, selected: &[(String, &Fault)], args: &Args) -> Result<()> {
-    // Black-box tests start the step binaries, which no test target builds by itself.
-    shell::run(shell::cargo().args(["build", "--workspace"]))?;
+    test::build()?;
     require_known(list)?;
     let tests: BTreeSet<&str> = selected
         .iter()

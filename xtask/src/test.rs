@@ -22,8 +22,7 @@ pub fn run(args: &Args) -> Result<()> {
         shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
         shell::run(shell::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     }
-    // Black-box tests start the step binaries, which no test target builds by itself.
-    shell::run(shell::cargo().args(["build", "--workspace"]))?;
+    build()?;
     schema::run(true)?;
     shell::run(std::process::Command::new("target/debug/equipoise-verify").arg("tests/oracle"))?;
     let nextest = shell::succeeds("cargo", &["nextest", "--version"]);
@@ -43,4 +42,10 @@ pub fn run(args: &Args) -> Result<()> {
         faults::end()?;
     }
     ended
+}
+
+/// Builds the tests and the step binaries, which black-box tests start and no test target builds by itself. With
+/// `--all-targets` the libraries have the features that the tests' build gives them, and are compiled once for both.
+pub fn build() -> Result<()> {
+    shell::run(shell::cargo().args(["build", "--workspace", "--all-targets"]))
 }
