@@ -6,6 +6,7 @@
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::Command;
 
@@ -97,9 +98,13 @@ const TEST_NEEDS: &[Need] = &[
 /// Installs what is missing.
 pub fn run() -> Result<()> {
     system_packages()?;
-    test_packages()?;
-    libtorch()?;
-    python_tools()
+    // They wait for the network more than they work.
+    let downloads = [test_packages, libtorch, python_tools];
+    std::thread::scope(|scope| {
+        let running = downloads.map(|download| scope.spawn(download));
+        let ended = running.map(|download| download.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        ended.into_iter().collect()
+    })
 }
 
 fn system_packages() -> Result<()> {
