@@ -1,6 +1,6 @@
 //! Feature files: one vector per image of a split or set, `features/<extractor>/<split>.h5`.
 
-use crate::h5::{Reader, Writer};
+use crate::h5::{FileImage, Reader, Writer};
 use crate::{Kind, verify};
 use equipoise_base::{Result, bail, ensure};
 use half::f16;
@@ -131,7 +131,7 @@ impl Features {
     ///
     /// # Errors
     /// Columns of different lengths; out of memory inside HDF5.
-    pub fn write(&self) -> Result<Vec<u8>> {
+    pub fn write(&self) -> Result<FileImage> {
         let n = self.len();
         let lengths = [self.group.len(), self.index.len(), self.source_xxh3.len()];
         ensure!(

@@ -8,8 +8,10 @@
 //! - no time stamps, no variable-length data (it would live in an unchecked heap), no filters;
 //! - space for every column allocated when it is made, so that no chunk index is needed.
 
+mod image;
+
+use crate::Kind;
 use crate::guard::{self, FORMAT_VERSION, GUARD_LEN, Guard};
-use crate::{Kind, lookup3};
 use equipoise_base::{Error, ExitCode, Result, ensure};
 use hdf5::file::LibraryVersion;
 use hdf5::plist::dataset_create::{AllocTime, FillTime};
@@ -17,6 +19,7 @@ use hdf5::types::TypeDescriptor;
 use hdf5::{Datatype, File, H5Type};
 use hdf5_sys::h5::herr_t;
 use hdf5_sys::h5i::hid_t;
+pub use image::FileImage;
 use std::ffi::CString;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -153,37 +156,8 @@ impl Writer {
     }
 
     /// The finished file, guard included.
-    pub fn finish(self) -> Result<Vec<u8>> {
-        let mut bytes = self.image().map_err(|error| build_error(self.kind, "the file image", error))?;
-        let (guard, body) = bytes.split_at_mut(GUARD_LEN);
-        ensure!(
-            lookup3::seal_superblock(body),
-            Bug,
-            "HDF5 {:?} wrote a superblock of unknown layout",
-            hdf5::library_version()
-        );
-        guard.copy_from_slice(&Guard::of(self.kind, body).render());
-        Ok(bytes)
-    }
-
-    /// The HDF5 part behind an empty guard, with memory for exactly that: a shard may have a GiB.
-    fn image(&self) -> hdf5::Result<Vec<u8>> {
-        use hdf5_sys::h5f::H5Fget_file_image;
-        self.file.flush()?;
-        // SAFETY: a null buffer asks for the length; then there is room for that many bytes, and HDF5 says that it has
-        // written them all before they count as bytes of the vector.
-        locked(|| unsafe {
-            let length = H5Fget_file_image(self.file.id(), std::ptr::null_mut(), 0);
-            check(if length < 0 { -1 } else { 0 })?;
-            let length = length as usize;
-            let mut bytes = Vec::with_capacity(GUARD_LEN + length);
-            bytes.resize(GUARD_LEN, 0);
-            let image = bytes.spare_capacity_mut().as_mut_ptr();
-            let written = H5Fget_file_image(self.file.id(), image.cast(), length);
-            check(if written == length as isize { 0 } else { -1 })?;
-            bytes.set_len(GUARD_LEN + length);
-            Ok(bytes)
-        })
+    pub fn finish(self) -> Result<FileImage> {
+        FileImage::of(self.file, self.kind)
     }
 }
 

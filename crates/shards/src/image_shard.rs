@@ -6,7 +6,7 @@
 
 use crate::codec::Codec;
 use crate::flags::Flags;
-use crate::h5::{Reader, Writer};
+use crate::h5::{FileImage, Reader, Writer};
 use crate::images::{Images, Layout};
 use crate::{Kind, verify};
 use equipoise_base::hash::xxh3;
@@ -229,7 +229,7 @@ impl ImageShard {
     ///
     /// # Errors
     /// Rows and failed indices that are not together a prefix of the plan; out of memory inside HDF5.
-    pub fn write(&self) -> Result<Vec<u8>> {
+    pub fn write(&self) -> Result<FileImage> {
         ensure!(
             covers_prefix(self.meta.first, self.rows.iter().map(|row| row.index), &self.failed),
             BadData,

@@ -23,6 +23,7 @@ pub use codec::{Codec, ENCODER_VERSION, Image};
 pub use features::{FeatureMeta, FeatureReader, Features, Matrix};
 pub use flags::Flags;
 pub use guard::{FORMAT_VERSION, GUARD_LEN, Guard, NEEDS, READER_VERSION, read_guard};
+pub use h5::FileImage;
 pub use image_shard::{ImageShard, Row, ShardMeta, ShardReader};
 pub use images::Images;
 pub use kind::Kind;

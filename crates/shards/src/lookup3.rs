@@ -1,14 +1,15 @@
 //! Jenkins' lookup3 hash, which HDF5 uses to check its own metadata.
 //!
-//! Needed in one place: `H5Fget_file_image` clears the "open for writing" flags in the superblock of the image but
-//! leaves the checksum of the superblock as it was with the flags set, so that HDF5 refuses its own image.
-//! [`seal_superblock`] puts that right.
+//! Needed in one place: while HDF5 has a file open, the superblock says "open for writing", and HDF5 refuses to open it
+//! again. [`seal_superblock`] makes it what closing would make it.
 //! (Bob Jenkins, "lookup3.c", May 2006, public domain; HDF5 File Format Specification 3.0, section II.A.)
 
 /// Bytes of a version 3 superblock (8-byte offsets and lengths) that its checksum covers.
 const SUPERBLOCK_CHECKED: usize = 44;
+/// Place of the byte that says whether the file is open for writing.
+const CONSISTENCY_FLAGS: usize = 11;
 
-/// Recomputes the checksum of the superblock at the start of an HDF5 file image.
+/// Clears the consistency flags of the superblock at the start of an HDF5 file image, and renews its checksum.
 ///
 /// Returns false, changing nothing, when the image does not start with a superblock of version 2 or 3 with 8-byte
 /// offsets.
@@ -18,6 +19,7 @@ pub(crate) fn seal_superblock(image: &mut [u8]) -> bool {
         && matches!(image[8], 2 | 3)
         && image[9..11] == [8, 8];
     if known {
+        image[CONSISTENCY_FLAGS] = 0;
         let checksum = lookup3(&image[..SUPERBLOCK_CHECKED]);
         image[SUPERBLOCK_CHECKED..SUPERBLOCK_CHECKED + 4].copy_from_slice(&checksum.to_le_bytes());
     }

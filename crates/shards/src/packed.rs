@@ -1,7 +1,7 @@
 //! Prepared data splits: all images of one split (or a part of it) in one file.
 
 use crate::codec::Codec;
-use crate::h5::{Reader, Writer};
+use crate::h5::{FileImage, Reader, Writer};
 use crate::images::{Images, Layout};
 use crate::{Kind, verify};
 use equipoise_base::hash::xxh3;
@@ -131,7 +131,7 @@ impl Packed {
     ///
     /// # Errors
     /// Out of memory inside HDF5.
-    pub fn write(&self) -> Result<Vec<u8>> {
+    pub fn write(&self) -> Result<FileImage> {
         let n = self.len();
         let writer = Writer::new(Kind::Packed, self.images.size_hint() + 32 * n)?;
         let meta = &self.meta;

@@ -1,6 +1,6 @@
 //! Statistics files: counts, means and covariances of features, for the hardness criterion and for reports.
 
-use crate::h5::{Reader, Writer};
+use crate::h5::{FileImage, Reader, Writer};
 use crate::{Kind, verify};
 use equipoise_base::{Result, bail, ensure};
 use std::path::Path;
@@ -79,7 +79,7 @@ impl Statistics {
     ///
     /// # Errors
     /// Columns of different lengths; out of memory inside HDF5.
-    pub fn write(&self) -> Result<Vec<u8>> {
+    pub fn write(&self) -> Result<FileImage> {
         let (rows, dim) = (self.class.len(), self.dim);
         ensure!(
             dim > 0 && self.count.len() == rows && rows.checked_mul(dim) == Some(self.mean.len()),

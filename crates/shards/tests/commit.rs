@@ -20,7 +20,7 @@ const SUBSETS: u64 = 40;
 
 /// Two shards of one plan, as a part and the whole are.
 fn before_and_after() -> (Vec<u8>, Vec<u8>) {
-    (shard_of(Codec::Raw, 16..20).write().unwrap(), shard_of(Codec::Raw, 16..24).write().unwrap())
+    [16..20, 16..24].map(|rows| shard_of(Codec::Raw, rows).write().unwrap().to_vec()).into()
 }
 
 /// A disk that holds the shard before, synced.

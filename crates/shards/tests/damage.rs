@@ -38,11 +38,11 @@ fn assert_names(error: &Error, path: &Path) {
 
 fn files() -> Vec<Vec<u8>> {
     vec![
-        shard(Codec::Raw).write().unwrap(),
-        shard(Codec::Png).write().unwrap(),
-        packed(Codec::Source).write().unwrap(),
-        features("float32").write().unwrap(),
-        statistics(Spread::Covariance(vec![1.0; 4])).write().unwrap(),
+        shard(Codec::Raw).write().unwrap().to_vec(),
+        shard(Codec::Png).write().unwrap().to_vec(),
+        packed(Codec::Source).write().unwrap().to_vec(),
+        features("float32").write().unwrap().to_vec(),
+        statistics(Spread::Covariance(vec![1.0; 4])).write().unwrap().to_vec(),
     ]
 }
 
@@ -109,7 +109,7 @@ fn a_changed_pixel_is_found_by_the_image_checksum() {
     let (_guard, path) = scratch("p.h5");
     for codec in [Codec::Raw, Codec::Png] {
         let shard = shard(codec);
-        let mut bytes = shard.write().unwrap();
+        let mut bytes = shard.write().unwrap().to_vec();
         let stored = shard.images().stored(4);
         let at = bytes.windows(stored.len()).position(|window| window == stored).unwrap();
         bytes[at + stored.len() / 2] ^= 4;

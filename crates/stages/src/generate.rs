@@ -23,7 +23,7 @@ use equipoise_diffusion::feedback::FeedbackConfig;
 use equipoise_diffusion::view::View;
 use equipoise_rundir::read_json;
 use equipoise_shards::{
-    Codec, Depth, ENCODER_VERSION, Expect, Image, ImageShard, Row, ShardMeta, tool_version, verify,
+    Codec, Depth, ENCODER_VERSION, Expect, FileImage, Image, ImageShard, Row, ShardMeta, tool_version, verify,
 };
 use equipoise_telemetry::Progress;
 use equipoise_workplan::{CodecConfig, Layout, LayoutConfig, PlanConfig, Shard};
@@ -201,7 +201,7 @@ pub(crate) fn append(file: &mut ImageShard, made: &Made, group: Option<u32>) -> 
 ///
 /// # Errors
 /// 65 or 74 if it cannot be written.
-pub(crate) fn bytes_of(file: &mut ImageShard) -> Result<Vec<u8>> {
+pub(crate) fn bytes_of(file: &mut ImageShard) -> Result<FileImage> {
     if !equipoise_nn::runtime::nondeterministic_operators()?.is_empty() {
         file.mark_irreproducible();
     }

@@ -8,7 +8,7 @@ use crate::step::Committer;
 use crate::synthesis::Made;
 use equipoise_base::{Error, ExitCode, Result, ResultExt as _, trace};
 use equipoise_rundir::signals;
-use equipoise_shards::ImageShard;
+use equipoise_shards::{FileImage, ImageShard};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
@@ -187,7 +187,7 @@ fn handle(committer: &Committer, job: Job, open: &mut Option<Box<Open>>) -> Resu
     Ok(None)
 }
 
-fn bytes(file: &mut ImageShard, reproducible: bool) -> Result<Vec<u8>> {
+fn bytes(file: &mut ImageShard, reproducible: bool) -> Result<FileImage> {
     if !reproducible {
         file.mark_irreproducible();
     }
@@ -266,7 +266,7 @@ mod tests {
         let committed: Vec<u64> = writer.finish().unwrap().iter().map(|committed| committed.id).collect();
         assert_eq!(committed, [0, 1]);
         for (id, bytes) in expected.iter().enumerate() {
-            assert!(fs.read(format!("/set/{id}.h5").as_ref()).unwrap() == *bytes, "shard {id}");
+            assert!(*fs.read(format!("/set/{id}.h5").as_ref()).unwrap() == **bytes, "shard {id}");
         }
         let part = ImageShard::from_bytes("part", &fs.read("/set/.parts/2.h5".as_ref()).unwrap()).unwrap();
         assert_eq!((part.len(), part.next_index()), (2, 10));

@@ -58,7 +58,7 @@ fn shard(class: u32, name: &str, first: u64, planned: u64, failed: &[u64], codec
         let row = Row { index, group: -1, seed: index << 60 | 1, condition: None, flags: Flags::NONE };
         shard.push(row, &codec.encode(&image).unwrap(), &[0.5, index as f32]).unwrap();
     }
-    shard.write().unwrap()
+    shard.write().unwrap().to_vec()
 }
 
 pub fn identity() -> Identity {
