@@ -236,6 +236,7 @@ fn context(gathered: &Gathered) -> Context {
     names.dedup();
     let arm = |name: &&str| ArmLabel { name: name.to_string(), label: name.to_string(), is_ceiling: false };
     Context {
+        has_sets: gathered.sets.is_some(),
         title: "fuzz".into(),
         baseline: names.first().copied().unwrap_or_default().into(),
         arms: names.iter().map(arm).collect(),

@@ -67,6 +67,7 @@ fn context(run: &Run) -> Context {
         title: recipe.report.title.clone().unwrap_or_else(|| recipe.run.name.clone()),
         baseline: recipe.report.baseline.clone().or(first).unwrap_or_default(),
         arms: recipe.arms.iter().map(shown).collect(),
+        has_sets: !recipe.sets.is_empty(),
         split: recipe.report.split.clone(),
         notes: recipe.report.notes.clone(),
         config: run.resolved.to_toml(),

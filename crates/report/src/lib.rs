@@ -26,6 +26,8 @@ pub struct Context {
     pub baseline: String,
     /// Arms in the order of the recipe.
     pub arms: Vec<ArmLabel>,
+    /// The recipe makes synthetic sets.
+    pub has_sets: bool,
     /// Split that the page's accuracies are measured on.
     pub split: String,
     /// Caveats and remarks of the recipe, one paragraph each.

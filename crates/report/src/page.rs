@@ -108,7 +108,7 @@ pub fn render(gathered: &Gathered, context: &Context, summary: &[ArmSummary]) ->
         stages: gathered.stages.iter().map(|stage| stage_row(stage, context)).collect(),
         total: human(total.max(0.)),
         expected: expected(context),
-        missing: missing(gathered),
+        missing: missing(gathered, context),
     };
     page.render().or_exit(ExitCode::Bug, "report.html")
 }
@@ -377,7 +377,11 @@ fn human(seconds: f64) -> String {
     if seconds < 60. { format!("{seconds:.1} s") } else { format!("{:.1} min", seconds / 60.) }
 }
 
-fn missing(gathered: &Gathered) -> Vec<&'static str> {
-    let parts = [("accuracies", gathered.evaluation.is_none()), ("synthetic sets", gathered.sets.is_none())];
+/// What the recipe has and the run has not yet.
+fn missing(gathered: &Gathered, context: &Context) -> Vec<&'static str> {
+    let parts = [
+        ("accuracies", !context.arms.is_empty() && gathered.evaluation.is_none()),
+        ("synthetic sets", context.has_sets && gathered.sets.is_none()),
+    ];
     parts.into_iter().filter(|(_, missing)| *missing).map(|(name, _)| name).collect()
 }

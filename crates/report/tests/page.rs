@@ -81,6 +81,7 @@ fn context() -> Context {
             arm("feedback", "feedback <entropy>"),
             arm("ceiling", "more real images"),
         ],
+        has_sets: true,
         split: "test".into(),
         notes: vec!["The generator has seen a balanced set.".into()],
         config: "schema = 1".into(),
@@ -231,6 +232,9 @@ fn an_unfinished_run_says_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
     let report = render(&gather(dir.path()).unwrap(), &context()).unwrap();
     assert!(report.html.contains("No accuracies") && report.html.contains("No synthetic sets"));
+    let without = Context { has_sets: false, ..context() };
+    let report = render(&gather(dir.path()).unwrap(), &without).unwrap();
+    assert!(report.html.contains("No accuracies") && !report.html.contains("No synthetic sets"));
 }
 
 #[test]
