@@ -1,7 +1,10 @@
 //! Layers and inheritance: a stronger table over a weaker one.
 
+use crate::nearest::hint;
+use crate::problem::Problems;
 use crate::slurm::MEMORY;
-use crate::tree::{Data, Node};
+use crate::source::Layer;
+use crate::tree::{Data, Entry, Node};
 
 /// Keys that say what the other keys of their table mean.
 pub(crate) const TAGS: [&str; 4] = ["kind", "op", "criterion", "format"];
@@ -55,6 +58,31 @@ pub fn inherit(root: &mut Node) {
             child.node = complete;
         }
     }
+}
+
+/// Tables of things that the recipe's author has named.
+const NAMED: [&str; 4] = ["classifiers", "arms", "sets", "data.splits"];
+
+/// A mistyped name in a `--set` would otherwise make another arm, with the classifier's settings, and train it.
+///
+/// # Errors
+/// Every name in `over`, if that is a `--set`, that `base` does not have.
+pub fn require_known_names(base: &Node, over: &Node) -> Result<(), Problems> {
+    let mut problems = Problems::default();
+    for table in NAMED {
+        let known: Vec<&str> = names(base, table).iter().map(|entry| &*entry.key).collect();
+        for entry in names(over, table).iter().filter(|entry| entry.origin.source.layer == Layer::Set) {
+            if !known.contains(&&*entry.key) {
+                let hint = hint(&entry.key, &known);
+                problems.push(Some(&entry.origin), format!("{table} has no '{}'{hint}", entry.key));
+            }
+        }
+    }
+    problems.or(())
+}
+
+fn names<'n>(root: &'n Node, table: &str) -> &'n [Entry] {
+    root.at(table).map_or(&[], Node::entries)
 }
 
 #[cfg(test)]

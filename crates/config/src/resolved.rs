@@ -2,7 +2,7 @@
 
 use crate::check::check;
 use crate::layers::{self, Parsed};
-use crate::merge::{inherit, merge};
+use crate::merge::{inherit, merge, require_known_names};
 use crate::place::resolve_paths;
 use crate::problem::Problems;
 use crate::recipe::Recipe;
@@ -33,9 +33,13 @@ impl Resolved {
     pub fn from_layers(layers: impl IntoIterator<Item = Parsed>) -> std::result::Result<Self, Problems> {
         let mut merged: Option<Node> = None;
         for layer in layers {
+            let layer = layer?;
             match &mut merged {
-                Some(merged) => merge(merged, layer?),
-                None => merged = Some(layer?),
+                Some(merged) => {
+                    require_known_names(merged, &layer)?;
+                    merge(merged, layer);
+                }
+                None => merged = Some(layer),
             }
         }
         let schema = Schema::embedded();

@@ -286,6 +286,11 @@ fn set_arguments_win_and_say_so() {
         "{message}"
     );
     assert!(folder.resolve(RECIPE, &["run.seed"]).unwrap_err().contains("must look like key=value"));
+    let message = folder.resolve(RECIPE, &["arms.plian.steps=3"]).unwrap_err();
+    assert!(
+        message.starts_with("--set arms.plian.steps=3: arms has no 'plian'; did you mean 'plain'?"),
+        "{message}"
+    );
 }
 
 #[test]
