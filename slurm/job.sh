@@ -41,23 +41,27 @@ fi
 # Notes the attempt.
 "$equipoise" batch begin --run "$run" --stage "$stage" || exit
 {% match launch -%}
-{% when Launch::Srun with (command) %}
+{% when Launch::Ranks with (launcher, command) %}
+{%- if *launcher == Launcher::Srun %}
 # Slurm tells the ranks when to stop: USR2 before the time limit, TERM when the job is preempted. This shell must
 # outlive them.
-trap : TERM USR2
-{{ command }}
-status=$?
-{% when Launch::Mpirun with (command) %}
+trap told=yes TERM USR2
+{{ command }} &
+launcher=$!
+{%- else %}
 # mpirun kills its ranks two seconds after a TERM. USR2 it hands on to them, and they commit.
 {{ command }} &
-mpirun=$!
-trap 'told=yes; kill -USR2 "$mpirun"' TERM USR2
-wait "$mpirun"
+launcher=$!
+trap 'told=yes; kill -USR2 "$launcher"' TERM USR2
+{%- endif %}
+# Ends what hangs: ranks that wait for others on a node that was lost.
+"$equipoise" batch watch --run "$run" --stage "$stage" --launcher "$launcher" &
+wait "$launcher"
 status=$?
-# A signal ends `wait`, not mpirun.
+# A signal ends `wait`, not the step.
 while [ -v told ]; do
     unset told
-    wait "$mpirun"
+    wait "$launcher"
     status=$?
 done
 {% when Launch::Here with (command) %}

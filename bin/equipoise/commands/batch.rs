@@ -1,4 +1,6 @@
-//! `equipoise batch`: what a batch script asks of the front end, at its beginning and at its end.
+//! `equipoise batch`: what a batch script asks of the front end, at its beginning, meanwhile, and at its end.
+
+mod watch;
 
 use crate::jobs::{attempts, attempts_path, lost};
 use crate::runner::stage_dir;
@@ -6,7 +8,7 @@ use equipoise_base::clock::{Clock, SystemClock};
 use equipoise_base::{Error, ExitCode, Result};
 use equipoise_config::slurm::Slurm;
 use equipoise_config::{load_resolved, stage as find_stage};
-use equipoise_rundir::stage::{Outcome, Status, last_attempt};
+use equipoise_rundir::stage::{Outcome, Status, attempts_on_record};
 use equipoise_rundir::{Journal, RealFs, RunDir, StageDir};
 use equipoise_slurm::decide::{Decision, Ended, Limits, decide};
 use equipoise_slurm::record::{Attempt, History};
@@ -16,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// For batch scripts: note an attempt, and decide what follows it.
+/// For batch scripts: note an attempt, watch it, and decide what follows it.
 #[derive(Debug, clap::Args)]
 #[command(hide = true)]
 pub struct Args {
@@ -28,6 +30,14 @@ pub struct Args {
 enum Moment {
     /// The batch script has started.
     Begin(Which),
+    /// Ends what starts the ranks, should it hang.
+    Watch {
+        #[command(flatten)]
+        which: Which,
+        /// Process id of the step's launcher.
+        #[arg(long)]
+        launcher: u32,
+    },
     /// The step has ended.
     End {
         #[command(flatten)]
@@ -52,6 +62,7 @@ struct Which {
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.moment {
         Moment::Begin(which) => begin(&Job::here(which)?),
+        Moment::Watch { which, launcher } => watch::watch(&Job::here(which)?, *launcher),
         Moment::End { which, status } => {
             outlive_requeue();
             end(&Job::here(which)?, *status)
@@ -122,7 +133,12 @@ impl Job {
 
     /// Attempts of the step that are on record.
     fn attempts(&self) -> u64 {
-        last_attempt(&RealFs, &self.dir).unwrap_or_default()
+        attempts_on_record(&RealFs, &self.dir).unwrap_or_default()
+    }
+
+    /// What its batch scripts and those before have noted.
+    fn earlier(&self) -> Result<Vec<Attempt>> {
+        attempts(&self.run, &self.stage, self.task)
     }
 
     fn outcome(&self) -> Option<Outcome> {
@@ -143,7 +159,7 @@ impl Job {
 
 fn begin(job: &Job) -> Result<ExitCode> {
     let slurm = load_resolved(&job.run.config(), &[])?.recipe.slurm;
-    let earlier = attempts(&job.run, &job.stage, job.task)?;
+    let earlier = job.earlier()?;
     let nodes = std::env::var("SLURM_JOB_NODELIST").unwrap_or_default();
     job.note(&Attempt::Begin {
         job: job.id.clone(),
@@ -188,7 +204,7 @@ fn leave(job: &Job, slurm: &Slurm, avoid: &[String]) -> Result<ExitCode> {
     eprintln!("{}: {reason}", job.stage);
     outlive_requeue();
     note_end(job, 0, ExitCode::Requeue, true, true, &reason)?;
-    match again(job, slurm) {
+    match again(job, slurm, 1) {
         Requeued::Done | Requeued::Already => Ok(ExitCode::Requeue),
         Requeued::Refused(why) => {
             eprintln!("{}: it stays where it is: {why}", job.stage);
@@ -219,7 +235,7 @@ fn to_exclude(job: &Job, slurm: &Slurm) -> Vec<String> {
 fn end(job: &Job, status: i32) -> Result<ExitCode> {
     let resolved = load_resolved(&job.run.config(), &[])?;
     let slurm = &resolved.recipe.slurm;
-    let history = History::of(&attempts(&job.run, &job.stage, job.task)?, &job.id);
+    let history = History::of(&job.earlier()?, &job.id);
     let found = history.found;
     // An earlier outcome says nothing about this attempt. (The tasks of an array share the number of their attempt.)
     let outcome = job.outcome().filter(|_| job.outcome_hash() != found.outcome);
@@ -229,6 +245,7 @@ fn end(job: &Job, status: i32) -> Result<ExitCode> {
         status,
         writes_outcomes: find_stage(&resolved, &job.stage)?.kind.program().is_some(),
         begun: job.attempts() > found.attempts,
+        hung: history.hung,
         progressed: made > 0 || job.done() > found.done,
         stalls: history.stalls,
         requeues: history.requeues,
@@ -239,12 +256,12 @@ fn end(job: &Job, status: i32) -> Result<ExitCode> {
             let reason = reason.or(outcome.map(|outcome| outcome.message)).unwrap_or_default();
             (code, false, !ended.progressed, reason)
         }
-        Decision::Requeue { stalled } => {
+        Decision::Requeue { stalled, delays } => {
             // Noted before it is done: the job may not live to note it afterwards.
             let note =
                 |requeued, reason: &str| note_end(job, status, ExitCode::Requeue, requeued, stalled, reason);
             note(true, "queued again")?;
-            match again(job, slurm) {
+            match again(job, slurm, delays) {
                 Requeued::Done | Requeued::Already => return Ok(ExitCode::Requeue),
                 Requeued::Refused(why) => (ExitCode::Requeue, false, stalled, why),
             }
@@ -271,13 +288,14 @@ fn note_end(
 
 /// Queues the job again, lets it start soon, and away from nodes that were lost too often. Slurm's own delay is kept only
 /// if the begin time has passed when the job has finished completing.
-fn again(job: &Job, slurm: &Slurm) -> Requeued {
+fn again(job: &Job, slurm: &Slurm, delays: u32) -> Requeued {
     let commands = Commands::default();
     let controller = Scontrol { commands: &commands, job: job.address() };
     let requeued = requeue(&controller, job.restart, &job.clock);
     if slurm.requeue_delay > 0 && matches!(requeued, Requeued::Done | Requeued::Already) {
         // Best effort: some sites do not allow it, and `equipoise resume` does the same later.
-        if let Err(failure) = controller.start_after(Duration::from_secs(slurm.requeue_delay.into())) {
+        if let Err(failure) = controller.start_after(Duration::from_secs(slurm.requeue_delay.into()) * delays)
+        {
             eprintln!("{}: the job will start after Slurm's own delay: {failure}", job.stage);
         }
     }

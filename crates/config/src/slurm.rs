@@ -19,6 +19,8 @@ pub struct Slurm {
     /// Seconds before the time limit at which the stages are told to stop.
     #[schemars(range(min = 1, max = 65535))]
     pub signal_lead: u32,
+    /// Seconds that the ranks may take to begin; 0: for ever.
+    pub start_timeout: u32,
     /// How often a job may requeue itself.
     pub requeue_budget: u32,
     /// Requeues in a row without progress after which a job gives up.

@@ -31,6 +31,13 @@ impl Process {
         }
     }
 
+    /// A process of this machine, if it is running.
+    pub fn running(pid: u32) -> Option<Self> {
+        let start = state_and_start(pid).map_or(0, |(_, start)| start);
+        let process = Self { pid, start, ..Self::current() };
+        is_running(&process).then_some(process)
+    }
+
     /// Whether `other` certainly no longer runs, as far as this machine can know: it ran on this very boot, in this
     /// process's namespace, and its id is free or in other hands. False when in doubt.
     pub fn sees_gone(&self, other: &Process) -> bool {

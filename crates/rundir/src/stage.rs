@@ -160,6 +160,15 @@ pub fn last_attempt(vfs: &dyn Vfs, dir: &StageDir) -> Result<u64> {
     Ok(last)
 }
 
+/// Attempts that began here: in the stage's own journal, or in that of the task whose folder this is.
+///
+/// # Errors
+/// 74 if the journal cannot be read.
+pub fn attempts_on_record(vfs: &dyn Vfs, records: &StageDir) -> Result<u64> {
+    let events = journal::read::<Value>(vfs, &records.journal())?.records;
+    Ok(events.iter().filter(|event| event["event"] == "attempt").count() as u64)
+}
+
 /// What a stage is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -348,6 +357,7 @@ mod tests {
         first.guard().check().unwrap();
         let journal = |task| journal::read::<Value>(&fs, &dir().task(task).journal()).unwrap().records.len();
         assert_eq!((journal(0), journal(1)), (1, 2));
+        assert_eq!(attempts_on_record(&fs, &dir().task(1)).unwrap(), 2, "both begun, under one number");
         assert_eq!(task("8", 0, 0).unwrap().attempt(), 2, "another job takes over from silent owners");
         assert_eq!(last_attempt(&fs, &dir()).unwrap(), 2);
         assert_eq!(first.guard().check().unwrap_err().code(), ExitCode::Owned);

@@ -13,6 +13,8 @@ pub struct Ended {
     pub writes_outcomes: bool,
     /// Whether the step came as far as to put an attempt on record.
     pub begun: bool,
+    /// Whether what started the ranks hung, and was ended.
+    pub hung: bool,
     /// Whether the attempt finished at least one batch or step.
     pub progressed: bool,
     /// Requeues of this job right before this attempt that made nothing.
@@ -35,10 +37,13 @@ pub struct Limits {
 pub enum Decision {
     /// End the job with this code, for this reason; without one the outcome tells it.
     Finish(ExitCode, Option<String>),
-    /// Queue it again; whether this attempt made nothing.
+    /// Queue it again.
     Requeue {
         /// Nothing was finished.
         stalled: bool,
+        /// How many times `slurm.requeue_delay` it should wait: more each time in a row that the step could not start.
+        /// What an attempt leaves on its nodes, such as a socket of PMIx, takes a while to go away.
+        delays: u32,
     },
 }
 
@@ -52,8 +57,13 @@ pub fn decide(ended: &Ended, limits: Limits) -> Decision {
     if stalled && ended.stalls + 1 >= limits.stalls {
         let times = ended.stalls + 1;
         let message = match ended.outcome {
+            None if ended.hung && !ended.begun => format!(
+                "{times} times in a row the ranks had not begun in time (slurm.start_timeout): see the log of the \
+                 job, and `equipoise doctor --node`"
+            ),
             None if !ended.begun => format!(
-                "{times} times in a row the step ended before it had begun (status {}): see the log of the job",
+                "{times} times in a row the step ended before it had begun (status {}; 137 may mean out of memory: \
+                 slurm.mem): see the log of the job",
                 ended.status
             ),
             _ => format!(
@@ -67,12 +77,22 @@ pub fn decide(ended: &Ended, limits: Limits) -> Decision {
         let message = format!("the budget of {} requeues is spent (slurm.requeue_budget)", limits.budget);
         return Decision::Finish(ExitCode::Requeue, Some(message));
     }
-    Decision::Requeue { stalled }
+    let delays = if could_not_start(ended) { 2 << ended.stalls.min(5) } else { 1 };
+    Decision::Requeue { stalled, delays }
+}
+
+/// It failed before there was an attempt, and was not told to stop.
+fn could_not_start(ended: &Ended) -> bool {
+    let told = [ExitCode::Requeue.status(), STOPPED_BY_TERM, STOPPED_BY_USR2].contains(&ended.status);
+    ended.outcome.is_none() && !ended.begun && (ended.hung || !told)
 }
 
 fn code(ended: &Ended) -> ExitCode {
     if let Some(code) = ended.outcome {
         return code;
+    }
+    if ended.hung {
+        return ExitCode::Requeue;
     }
     match (ended.status, ExitCode::from_status(ended.status)) {
         (_, Some(ExitCode::Done)) if !ended.writes_outcomes => ExitCode::Done,
@@ -82,16 +102,14 @@ fn code(ended: &Ended) -> ExitCode {
         (_, Some(code)) => code,
         // Hit by the request to stop before it listened: nothing was begun, so nothing is lost.
         (STOPPED_BY_TERM | STOPPED_BY_USR2, None) => ExitCode::Requeue,
-        // It crashed while MPI and the libraries started: nothing was begun, and another try may fare better. Killed, it
-        // would be again: by then it was most often out of memory.
-        (129.., None) if ended.status != KILLED && ended.writes_outcomes && !ended.begun => ExitCode::Requeue,
+        // It crashed while MPI and the libraries started, or srun could not start all tasks and killed the others: nothing
+        // was begun, and another try may fare better.
+        (129.., None) if ended.writes_outcomes && !ended.begun => ExitCode::Requeue,
         (129.., None) => ExitCode::Io,
         (_, None) => ExitCode::Bug,
     }
 }
 
-/// 128 + SIGKILL.
-const KILLED: i32 = 137;
 /// 128 + SIGTERM.
 const STOPPED_BY_TERM: i32 = 143;
 /// 128 + SIGUSR2.
@@ -123,6 +141,7 @@ mod tests {
             status,
             writes_outcomes: true,
             begun: true,
+            hung: false,
             progressed: true,
             stalls: 0,
             requeues: 0,
@@ -169,26 +188,36 @@ mod tests {
     #[test]
     fn a_step_that_crashes_before_it_has_begun_is_tried_again() {
         let crashed = |stalls| Ended { begun: false, progressed: false, stalls, ..ended(None, 139) };
-        assert_eq!(decide(&crashed(0), LIMITS), Decision::Requeue { stalled: true });
+        assert_eq!(decide(&crashed(0), LIMITS), Decision::Requeue { stalled: true, delays: 2 });
+        assert_eq!(decide(&crashed(1), LIMITS), Decision::Requeue { stalled: true, delays: 4 });
         assert_eq!(code(&crashed(2)), Some(ExitCode::NoProgress));
         assert_eq!(code(&Ended { begun: true, ..crashed(0) }), Some(ExitCode::Io));
         assert_eq!(code(&Ended { writes_outcomes: false, ..crashed(0) }), Some(ExitCode::Io));
-        for (status, expected) in [(78, ExitCode::Config), (137, ExitCode::Io)] {
-            assert_eq!(code(&Ended { status, ..crashed(0) }), Some(expected));
-        }
+        assert_eq!(code(&Ended { status: 137, ..crashed(0) }), None, "srun killed what it had started");
+        assert_eq!(code(&Ended { status: 78, ..crashed(0) }), Some(ExitCode::Config));
+    }
+
+    /// Whatever its launcher was killed with.
+    #[test]
+    fn a_step_that_hangs_is_tried_again() {
+        let hung = |stalls| Ended { hung: true, begun: false, progressed: false, stalls, ..ended(None, 137) };
+        assert_eq!(decide(&hung(0), LIMITS), Decision::Requeue { stalled: true, delays: 2 });
+        let Decision::Finish(ExitCode::NoProgress, Some(why)) = decide(&hung(2), LIMITS) else { panic!() };
+        assert!(why.contains("slurm.start_timeout"), "{why}");
+        assert_eq!(code(&Ended { outcome: Some(ExitCode::Done), ..hung(0) }), Some(ExitCode::Done));
     }
 
     #[test]
     fn a_storm_stops_and_progress_forgives() {
         let stalled = |stalls| Ended { progressed: false, stalls, ..ended(Some(ExitCode::Requeue), 75) };
-        assert_eq!(decide(&stalled(0), LIMITS), Decision::Requeue { stalled: true });
-        assert_eq!(decide(&stalled(1), LIMITS), Decision::Requeue { stalled: true });
+        assert_eq!(decide(&stalled(0), LIMITS), Decision::Requeue { stalled: true, delays: 1 });
+        assert_eq!(decide(&stalled(1), LIMITS), Decision::Requeue { stalled: true, delays: 1 });
         assert_eq!(code(&stalled(2)), Some(ExitCode::NoProgress));
         let unstarted = Ended { outcome: None, status: 0, begun: false, ..stalled(2) };
         let Decision::Finish(ExitCode::NoProgress, Some(why)) = decide(&unstarted, LIMITS) else { panic!() };
-        assert!(why.contains("before it had begun (status 0)"), "{why}");
+        assert!(why.contains("before it had begun (status 0;"), "{why}");
         let progressed = Ended { progressed: true, ..stalled(2) };
-        assert_eq!(decide(&progressed, LIMITS), Decision::Requeue { stalled: false });
+        assert_eq!(decide(&progressed, LIMITS), Decision::Requeue { stalled: false, delays: 1 });
     }
 
     #[test]

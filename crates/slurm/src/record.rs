@@ -135,6 +135,17 @@ pub enum Attempt {
         /// Seconds since 1970: for people.
         wall: f64,
     },
+    /// What had started the ranks hung, and was ended.
+    Hung {
+        /// Id: that of the array for a task.
+        job: String,
+        /// How often Slurm had restarted it.
+        restart: u32,
+        /// Why, for people.
+        reason: String,
+        /// Seconds since 1970: for people.
+        wall: f64,
+    },
     /// The step has ended.
     End {
         /// Id: that of the array for a task.
@@ -165,6 +176,8 @@ pub struct History {
     pub stalls: u32,
     /// What the running attempt has found.
     pub found: Found,
+    /// Its launcher hung.
+    pub hung: bool,
 }
 
 /// What was there when a batch script started.
@@ -185,8 +198,10 @@ impl History {
         for record in records {
             match record {
                 Attempt::Begin { job: id, outcome, done, attempts, .. } if id == job => {
-                    history.found = Found { outcome: outcome.clone(), done: *done, attempts: *attempts }
+                    history.found = Found { outcome: outcome.clone(), done: *done, attempts: *attempts };
+                    history.hung = false;
                 }
+                Attempt::Hung { job: id, .. } if id == job => history.hung = true,
                 Attempt::End { job: id, requeued: true, stalled, .. } if id == job => {
                     history.requeues += 1;
                     history.stalls = if *stalled { history.stalls + 1 } else { 0 };
@@ -250,7 +265,7 @@ mod tests {
             end("2", true, true),
             end("2", true, true),
         ];
-        assert_eq!(History::of(&records, "2"), History { requeues: 4, stalls: 2, found: Found::default() });
+        assert_eq!(History::of(&records, "2"), History { requeues: 4, stalls: 2, ..History::default() });
         assert_eq!(History::of(&records, "3"), History::default());
     }
 }

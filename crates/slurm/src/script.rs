@@ -75,8 +75,7 @@ struct JobScript<'a> {
 
 /// How the step is started.
 enum Launch {
-    Srun(String),
-    Mpirun(String),
+    Ranks(Launcher, String),
     Here(String),
 }
 
@@ -190,10 +189,7 @@ fn launch(request: &Request<'_>, job: &Job) -> Result<Launch> {
     let step = format!("{step} \\\n    --config \"$run/config.toml\" --run \"$run\" --set \"stage=$stage\"");
     let cpus = job.cpus_per_task.unwrap_or(request.threads);
     let command = format!("{} \\\n    {step}", start(request.slurm, request.shape.ranks, cpus));
-    Ok(match request.slurm.launcher {
-        Launcher::Srun => Launch::Srun(command),
-        Launcher::Mpirun => Launch::Mpirun(command),
-    })
+    Ok(Launch::Ranks(request.slurm.launcher, command))
 }
 
 /// What starts so many ranks of the program that follows.

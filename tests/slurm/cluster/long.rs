@@ -10,7 +10,7 @@ use crate::{GENERATE, TRAIN};
 use equipoise_base::rng::Key;
 use equipoise_rundir::{RealFs, RunDir, StageKey, records, work};
 use equipoise_testkit::slurm::Options;
-use equipoise_testkit::{Process, TempRun, figure};
+use equipoise_testkit::{Process, TempRun, figure, wait_until};
 use std::time::{Duration, Instant};
 
 const RECIPE: &str = "tests/recipes/tiny.toml";
@@ -24,6 +24,29 @@ fn campaign(work: Work) -> Campaign {
     let status = process.wait(REFERENCE);
     assert!(status.success(), "{status}:\n{}", process.output());
     Campaign::new(work, reference, Options { grace: 10, ..Options::default() })
+}
+
+/// A node is lost while the ranks are finding each other, and is back before Slurm has missed it: srun would wait for its
+/// ranks for ever, and the other ranks for them.
+#[test]
+#[ignore = "a minute or two"]
+fn a_node_that_is_lost_at_the_start_and_back_at_once() {
+    let settings = &["sets.feedback.plan.n=48", "slurm.start_timeout=15"];
+    let mut campaign = campaign(Work { recipe: RECIPE, settings, shard: 8 });
+    campaign.begin("back at once", GENERATE);
+    let job = campaign.submit(GENERATE, "low", &["run.ranks=4"]);
+    wait_until("ranks on node 2", Duration::from_secs(60), || !campaign.ranks_on(2).is_empty());
+    campaign.cluster.kill_node(2);
+    let lost = Instant::now();
+    assert!(campaign.journal(GENERATE).is_empty(), "the ranks had begun already");
+    campaign.cluster.boot_node(2);
+    campaign.requeued(job, 1);
+    println!("queued again after {:.1} s", lost.elapsed().as_secs_f64());
+    let noted = campaign.wait_for_end(GENERATE, 0);
+    assert_eq!((&noted["code"], &noted["stalled"]), (&"requeue".into(), &true.into()), "{noted}");
+    // The PMIx of the survivors takes half a minute to give up its sockets, and the starts until then fail too.
+    campaign.wait_until_over(job);
+    campaign.finish_and_compare(GENERATE);
 }
 
 /// F19: 20 preemptions in a row, each a random 1-30 s after the job has started: in the middle of the start-up, of a step, of

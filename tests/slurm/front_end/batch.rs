@@ -75,7 +75,7 @@ fn failures_are_final() {
         let output = site.attempt("train.g", Some((name, 0)), status);
         assert_eq!(output.status.code(), Some(status), "{name}");
     }
-    assert_eq!(site.attempt("train.g", None, 137).status.code(), Some(74));
+    assert_eq!(site.attempt_that("train.g", None, 137, &site.begins("train.g")).status.code(), Some(74));
     assert_eq!(requeues(&site), 0);
 }
 
@@ -97,15 +97,40 @@ fn a_storm_stops_with_70() {
     assert_eq!(codes, [75, 75, 75, 75, 75, 70]);
 }
 
+/// The ranks wait for each other, and Slurm does not know that they will for ever.
+#[test]
+fn a_launcher_that_hangs_is_ended_and_the_job_queued_again() {
+    let site = submitted("start_timeout = 1");
+    let hangs = || site.attempt_that("train.g", None, 0, "exec sleep 600").status.code();
+    assert_eq!(hangs(), Some(75));
+    assert_eq!(requeues(&site), 1);
+    let start = site.slurm.get(&site.job("train.g"), "start");
+    assert_eq!(start, "StartTime=now+20", "what hung takes a while to go away");
+    let noted: Vec<Value> = events(&site, "train.g").iter().map(|event| event["event"].clone()).collect();
+    assert_eq!(noted, ["begin", "hung", "end"]);
+    assert_eq!((hangs(), hangs()), (Some(75), Some(70)));
+    let last = events(&site, "train.g").pop().unwrap();
+    assert!(last["reason"].as_str().unwrap().contains("slurm.start_timeout"), "{last}");
+}
+
+/// However long a step takes that has begun.
+#[test]
+fn a_launcher_whose_ranks_have_begun_is_waited_for() {
+    let site = submitted("start_timeout = 1");
+    let begins = site.begins("train.g") + "; sleep 4";
+    let output = site.attempt_that("train.g", Some(("done", 7)), 0, &begins);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let noted: Vec<Value> = events(&site, "train.g").iter().map(|event| event["event"].clone()).collect();
+    assert_eq!(noted, ["begin", "end"]);
+}
+
 /// A crash of MPI's start-up is tried again, one of the step's own work is not.
 #[test]
 fn a_crash_counts_once_the_step_has_begun() {
     let site = submitted("");
     assert_eq!(site.attempt("train.g", None, 139).status.code(), Some(75));
     assert_eq!(requeues(&site), 1);
-    let journal = site.dir.path().join("run/stages/train.g/journal.jsonl");
-    let begins = format!(r#"echo '{{"event":"attempt","attempt":1}}' >> '{}'"#, journal.display());
-    assert_eq!(site.attempt_that("train.g", None, 139, &begins).status.code(), Some(74));
+    assert_eq!(site.attempt_that("train.g", None, 139, &site.begins("train.g")).status.code(), Some(74));
     assert_eq!(requeues(&site), 1);
     let last = events(&site, "train.g").pop().unwrap();
     assert!(last["reason"].as_str().unwrap().contains("killed by signal 11"), "{last}");
@@ -113,7 +138,7 @@ fn a_crash_counts_once_the_step_has_begun() {
     let codes: Vec<_> = (0..3).map(|_| site.attempt("train.g", None, 139).status.code().unwrap()).collect();
     assert_eq!(codes, [75, 75, 70]);
     let last = events(&site, "train.g").pop().unwrap();
-    assert!(last["reason"].as_str().unwrap().contains("before it had begun (status 139)"), "{last}");
+    assert!(last["reason"].as_str().unwrap().contains("before it had begun (status 139;"), "{last}");
 }
 
 #[test]

@@ -59,6 +59,12 @@ impl Site {
         self.attempt_that(stage, outcome, status, "")
     }
 
+    /// Shell command by which a step puts its attempt on record.
+    pub fn begins(&self, stage: &str) -> String {
+        let journal = self.dir.path().join("run/stages").join(stage).join("journal.jsonl");
+        format!(r#"echo '{{"event":"attempt","attempt":1}}' >> '{}'"#, journal.display())
+    }
+
     /// [`Site::attempt`] with something that happens while the step runs.
     pub fn attempt_that(
         &self,

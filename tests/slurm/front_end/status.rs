@@ -107,9 +107,9 @@ fn trouble_with_slurm_is_told_and_no_error() {
 #[test]
 fn a_failure_before_the_stage_opened_is_told_from_the_batch_script() {
     let site = submitted("");
-    site.attempt("train.g", None, 137);
+    site.attempt("train.g", None, 127);
     let shown = site.equipoise(&["status", "run"]).ok();
-    assert!(shown.contains("train.g: the step was killed by signal 9"), "{shown}");
+    assert!(shown.contains("train.g: the step ended with status 127"), "{shown}");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use punisher::{Event, Punisher};
 use round::{Round, Size};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use timeline::Phases;
 
@@ -54,10 +55,18 @@ pub fn run(args: &Args) -> Result<()> {
         shell::run(shell::cargo().args(["build", "--release", "--quiet"]))?;
     }
     let binaries = shell::root().join("target").join(profile);
-    let size = Size { ranks: args.ranks, work: args.work };
     let mut cluster = Cluster::boot(Options { grace: 10, ..Options::default() });
-    let mut peaceful = Round::start(&cluster, &binaries, 0, size)?;
-    while !peaceful.look(&cluster)?.complete {}
+    let ended = soak(args, &mut cluster, &binaries);
+    if ended.is_err() {
+        eprintln!("kept for inspection: {}", cluster.keep().display());
+    }
+    ended
+}
+
+fn soak(args: &Args, cluster: &mut Cluster, binaries: &Path) -> Result<()> {
+    let size = Size { ranks: args.ranks, work: args.work };
+    let mut peaceful = Round::start(cluster, binaries, 0, size)?;
+    while !peaceful.look(cluster)?.complete {}
     let reference = peaceful.results()?;
     let mut balance = Balance::default();
     balance.add(&peaceful)?;
@@ -68,16 +77,16 @@ pub fn run(args: &Args) -> Result<()> {
     let mut punisher = Punisher::new(args.seed, Duration::from_secs(args.mtbf));
     let mut balance = Balance::default();
     while start.elapsed() < end {
-        let mut round = Round::start(&cluster, &binaries, balance.rounds + 1, size)?;
+        let mut round = Round::start(cluster, binaries, balance.rounds + 1, size)?;
         loop {
-            let seen = round.look(&cluster)?;
+            let seen = round.look(cluster)?;
             if seen.complete {
                 break;
             }
             if start.elapsed() < end {
-                punisher.look(&mut cluster, &round, &seen.ranks);
+                punisher.look(cluster, &round, &seen.ranks);
             } else {
-                punisher.make_up(&mut cluster);
+                punisher.make_up(cluster);
             }
         }
         round.require_same(&reference)?;

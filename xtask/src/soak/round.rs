@@ -14,21 +14,22 @@ use std::time::{Duration, Instant};
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Between two questions to Slurm: each starts a process, on the processors that the ranks need.
 const ASK: Duration = Duration::from_secs(1);
-/// A job that starts again sooner finds the PMIx socket of its earlier start in the way.
-const PMIX_LEAVES: Duration = Duration::from_secs(4);
+/// Jobs that queue themselves again start sooner; the others, of lost nodes, would wait for two minutes.
+const DELAY: Duration = Duration::from_secs(25);
 /// A round that gets nowhere for so long hangs: far beyond the watchdog, Slurm's timers, and a slow machine.
 const HANG: Duration = Duration::from_secs(300);
 /// Images of each class, and steps of one arm, for each unit of work.
 const IMAGES: u64 = 100;
 const STEPS: u64 = 900;
 /// Work in sampling and training that events hit; a preempted job waits in the queue, where nothing of it is alive.
-const SETTINGS: [&str; 7] = [
+const SETTINGS: [&str; 8] = [
     "sets.feedback.sampler.steps=24",
     "checkpoint.every_steps=25",
     "slurm.nodes=2",
     "slurm.mem='0'",
     "slurm.time='30'",
     "slurm.requeue_delay=5",
+    "slurm.start_timeout=30",
     "slurm.partition=low",
 ];
 
@@ -132,7 +133,7 @@ impl Round {
         let job = waiting.and_then(|line| line.split(' ').next()?.parse().ok());
         match (job, self.waiting) {
             (Some(job), Some((known, since))) if job == known => {
-                if since.elapsed() > PMIX_LEAVES {
+                if since.elapsed() > DELAY {
                     cluster.start_now(Job(job));
                 }
             }

@@ -209,6 +209,14 @@ impl Cluster {
         }
     }
 
+    /// Leaves the folder where it is when the cluster is gone; for people to look at.
+    pub fn keep(&mut self) -> PathBuf {
+        if let Some(folder) = &mut self.folder {
+            folder.disable_cleanup(true);
+        }
+        self.base().to_path_buf()
+    }
+
     /// The last lines of every daemon's log.
     pub fn logs(&self) -> String {
         let folder = self.base().join("log");
