@@ -4,14 +4,20 @@ use crate::shell;
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 const FILE: &str = "configs/schema.json";
 
-/// Asks a step binary for the schema and writes or compares the embedded file.
+/// Builds a step binary, asks it for the schema, and writes or compares the embedded file.
 pub fn run(check: bool) -> Result<()> {
-    let mut cargo = shell::cargo();
-    cargo.args(["run", "--quiet", "--package", "step-train", "--", "--print-schema"]);
-    let output = cargo.output().context("cannot run equipoise-train")?;
+    shell::run(shell::cargo().args(["build", "--quiet", "--package", "step-train"]))?;
+    of_built(check)
+}
+
+/// [`run`] with the binary that is there.
+pub fn of_built(check: bool) -> Result<()> {
+    let output = Command::new("target/debug/equipoise-train").arg("--print-schema").output();
+    let output = output.context("cannot run equipoise-train")?;
     if !output.status.success() {
         bail!("equipoise-train --print-schema failed:\n{}", String::from_utf8_lossy(&output.stderr));
     }

@@ -23,7 +23,7 @@ pub fn run(args: &Args) -> Result<()> {
         shell::run(shell::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     }
     build()?;
-    schema::run(true)?;
+    schema::of_built(true)?;
     shell::run(std::process::Command::new("target/debug/equipoise-verify").arg("tests/oracle"))?;
     let nextest = shell::succeeds("cargo", &["nextest", "--version"]);
     if nextest {
