@@ -27,7 +27,10 @@ pub(super) fn watch(job: &Job, launcher: u32) -> Result<ExitCode> {
         if let Some(reason) = progress.hangs(job) {
             eprintln!("{}: {reason}", job.stage);
             let (id, restart, wall) = (job.id.clone(), job.restart, job.clock.wall());
-            job.note(&Attempt::Hung { job: id, restart, reason, wall })?;
+            // Not noted, it is queued again all the same: it ends by the TERM that it is sent.
+            if let Err(error) = job.note(&Attempt::Hung { job: id, restart, reason, wall }) {
+                eprintln!("{}: {error}", job.stage);
+            }
             end(&launcher);
             break;
         }
