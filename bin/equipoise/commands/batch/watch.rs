@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 /// What a launcher may take to end when its ranks have said how they ended: long beyond Slurm's own timers.
 const LEAVE: Duration = Duration::from_secs(120);
-/// What it may take to end when it is told to.
-const OBEY: Duration = Duration::from_secs(10);
+/// What it may take to end when it is told to: srun waits for its tasks for KillWait, 30 s by default, and a little more.
+const OBEY: Duration = Duration::from_secs(60);
 /// Between two looks, once it has run for a while.
 const INTERVAL: Duration = Duration::from_secs(2);
 
