@@ -30,12 +30,14 @@ fn two_clusters_beside_each_other_preempt_lose_nodes_and_vanish() {
     assert_eq!(lines, ["0 n1 student", "1 n2 student"]);
 
     // Preempted with grace, requeued, and started again as the same job.
-    // Deaf to TERM: a job that ends within the grace time, in whatever way, is not requeued.
-    let text =
-        r#"echo start ${SLURM_RESTART_COUNT:-0} >> starts.txt; srun bash -c "trap '' TERM; exec sleep 600""#;
+    // Deaf to TERM: a job that ends within the grace time, in whatever way, is not requeued. Before the long sleep a
+    // short one: srun ends a job, instead of leaving it to Slurm, when a node is lost before it has heard of its tasks.
+    let text = r#"echo start ${SLURM_RESTART_COUNT:-0} >> starts.txt
+srun bash -c "trap '' TERM; sleep 3; exec sleep 600""#;
     let job = cluster.submit(&["-N2", "--output=/dev/null"], &script(&cluster, "long.sh", text));
-    let stepping =
-        |cluster: &Cluster| cluster.matching("sleep 600").iter().any(|found| found.command == "sleep 600");
+    let stepping = |cluster: &Cluster| {
+        cluster.matching("sleep 600").iter().filter(|found| found.command == "sleep 600").count() == 2
+    };
     wait_until("the first start", BOUND, || stepping(&cluster));
     let urgent = cluster.preempt(2, 1);
     cluster.wait_for(urgent, "the urgent job is done", BOUND, |job| job.is_over());

@@ -314,8 +314,10 @@ impl Campaign {
     pub fn committed_images(&self, stage: &str) -> u64 {
         let set = self.run.join("sets").join(stage.trim_start_matches("generate."));
         let mut total = 0;
+        // The first shard makes the folder.
         for class in std::fs::read_dir(set)
-            .unwrap()
+            .into_iter()
+            .flatten()
             .flatten()
             .filter(|class| !class.file_name().to_string_lossy().starts_with('.'))
         {
