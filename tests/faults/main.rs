@@ -19,8 +19,8 @@ use std::process::Command;
 use std::time::Duration;
 use support::{PATIENCE, assert_same, copy_without, equipoise, finish, results, run};
 
-/// Enough images and steps that a kill lands in the middle.
-const SETS: [&str; 2] = ["generate.plan.n=80", "classifier.steps=1000"];
+/// Enough images and steps that a kill lands in the middle, in the stages that are hit.
+const SETS: [&str; 2] = ["sets.feedback.plan.n=40", "arms.ce.steps=1000"];
 const SURVIVORS_GONE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug)]

@@ -56,7 +56,7 @@ fn a_node_that_is_lost_at_the_start_and_back_at_once() {
 fn twenty_preemptions_in_a_row() {
     const EVERY: u64 = 100;
     let settings = &[
-        "arms.ce.steps=75000",
+        "arms.ce.steps=120000",
         "arms.ce.log_every=100",
         "checkpoint.every_steps=100",
         // Some attempts are stopped before their first step.
@@ -78,7 +78,7 @@ fn twenty_preemptions_in_a_row() {
     campaign.wait_until_over(job);
     let rows = records::current(campaign.metrics(TRAIN));
     let steps: Vec<u64> = rows.iter().map(|row| row["step"].as_u64().unwrap()).collect();
-    assert_eq!(steps, (1..=75000 / EVERY).map(|row| row * EVERY).collect::<Vec<_>>());
+    assert_eq!(steps, (1..=120000 / EVERY).map(|row| row * EVERY).collect::<Vec<_>>());
     let stage = RunDir::new(campaign.run()).stage(&StageKey::parse(TRAIN).unwrap());
     let work = work::of_stage(&RealFs, &stage).unwrap();
     assert_eq!(work.superseded, 0.0, "steps were made again: {work:?}");
