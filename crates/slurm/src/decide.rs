@@ -77,7 +77,11 @@ pub fn decide(ended: &Ended, limits: Limits) -> Decision {
         let message = format!("the budget of {} requeues is spent (slurm.requeue_budget)", limits.budget);
         return Decision::Finish(ExitCode::Requeue, Some(message));
     }
-    let delays = if could_not_start(ended) { 2 << ended.stalls.min(5) } else { 1 };
+    let delays = match ended.stalls {
+        _ if !could_not_start(ended) => 1,
+        0 => 2,
+        _ => 16,
+    };
     Decision::Requeue { stalled, delays }
 }
 
@@ -189,7 +193,7 @@ mod tests {
     fn a_step_that_crashes_before_it_has_begun_is_tried_again() {
         let crashed = |stalls| Ended { begun: false, progressed: false, stalls, ..ended(None, 139) };
         assert_eq!(decide(&crashed(0), LIMITS), Decision::Requeue { stalled: true, delays: 2 });
-        assert_eq!(decide(&crashed(1), LIMITS), Decision::Requeue { stalled: true, delays: 4 });
+        assert_eq!(decide(&crashed(1), LIMITS), Decision::Requeue { stalled: true, delays: 16 });
         assert_eq!(code(&crashed(2)), Some(ExitCode::NoProgress));
         assert_eq!(code(&Ended { begun: true, ..crashed(0) }), Some(ExitCode::Io));
         assert_eq!(code(&Ended { writes_outcomes: false, ..crashed(0) }), Some(ExitCode::Io));

@@ -44,7 +44,7 @@ fn a_node_that_is_lost_at_the_start_and_back_at_once() {
     println!("queued again after {:.1} s", lost.elapsed().as_secs_f64());
     let noted = campaign.wait_for_end(GENERATE, 0);
     assert_eq!((&noted["code"], &noted["stalled"]), (&"requeue".into(), &true.into()), "{noted}");
-    // The PMIx of the survivors takes half a minute to give up its sockets, and the starts until then fail too.
+    // The PMIx of the survivors takes up to a minute to give up its sockets, and the starts until then fail too.
     campaign.wait_until_over(job);
     campaign.finish_and_compare(GENERATE);
 }

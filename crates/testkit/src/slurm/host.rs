@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 /// Where a cluster lives, and what of the rest of the file system its jobs must see.
@@ -140,15 +140,24 @@ impl Host {
 
     /// Runs `ip` in the host's network, but among the processes outside: namespaces are named by their pids.
     fn ip(&self, arguments: &str) {
+        let output = self.try_ip(arguments);
+        assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn try_ip(&self, arguments: &str) -> Output {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.init.to_string(), "--net", "--", "ip"]).args(arguments.split(' '));
-        let output = command.output().unwrap_or_else(|error| panic!("nsenter: {error}"));
-        assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        command.output().unwrap_or_else(|error| panic!("nsenter: {error}"))
     }
 
     /// On the controller: sets the link of a node up or down.
     pub(super) fn set_link(&self, node: usize, state: &str) {
         self.ip(&format!("link set {} {state}", link_name(node)));
+    }
+
+    /// On the controller: removes the link of a node, which may be gone already.
+    pub(super) fn unplug(&self, node: usize) {
+        self.try_ip(&format!("link delete {}", link_name(node)));
     }
 
     /// Live processes of the host, process 1 and zombies left out.

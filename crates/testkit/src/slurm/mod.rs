@@ -144,6 +144,8 @@ impl Cluster {
     pub fn kill_node(&mut self, number: usize) {
         let node = self.nodes[number - 1].take();
         drop(node.unwrap_or_else(|| panic!("node {number} is dead already")));
+        // The kernel takes its time to remove the cable of a network that is no more.
+        self.controller.unplug(number);
         // Its own disk is lost too: an orphaned PMIx socket in the spool would keep the same step from starting there.
         let name = conf::node_name(number);
         let _ = std::fs::remove_dir_all(host::private_tmp(self.base(), &name));
