@@ -35,13 +35,9 @@ pub fn run(args: &Args) -> Result<()> {
         false => runner.args(["test", "--workspace", "--"]).arg("--test-threads=2").args(&args.runner),
     };
     // For `cargo xtask faults --last`.
-    runner.env(equipoise_testkit::figures::VARIABLE, faults::begin(args.runner.is_empty())?);
+    runner.env(equipoise_testkit::figures::VARIABLE, faults::begin()?);
     // Two cores: parallel tests and their libraries would otherwise fight for them.
-    let ended = shell::run(runner.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1"));
-    if nextest {
-        faults::end()?;
-    }
-    ended
+    shell::run(runner.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1"))
 }
 
 /// Builds the tests and the step binaries, which black-box tests start and no test target builds by itself. With

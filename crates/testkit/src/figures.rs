@@ -6,7 +6,8 @@ use std::io::Write as _;
 /// Environment variable with the file that figures are added to; without it they go nowhere.
 pub const VARIABLE: &str = "EQUIPOISE_FIGURES";
 
-/// Notes that the test of a fault (`"F3"`) measured `value` of `what`, at the end of a line of its own.
+/// Notes that this test of a fault (`"F3"`) measured `value` of `what`, on a line of its own. nextest says which test it is;
+/// without it the figure goes nowhere.
 ///
 /// A test calls it once its assertions hold, so that a figure is never that of a failed test.
 ///
@@ -14,8 +15,10 @@ pub const VARIABLE: &str = "EQUIPOISE_FIGURES";
 /// If the file cannot be written, or `what` holds a tab or a line break.
 #[allow(clippy::disallowed_methods, reason = "no run directory is near")]
 pub fn figure(fault: &str, what: &str, value: impl Display) {
-    let line = format!("{fault}\t{what}\t{value}\n");
-    assert!(line.matches(['\t', '\n']).count() == 3, "{line:?} is not one line of three columns");
+    let of_nextest = |name: &str| std::env::var(format!("NEXTEST_{name}")).ok();
+    let Some((binary, test)) = of_nextest("BINARY_ID").zip(of_nextest("TEST_NAME")) else { return };
+    let line = format!("{binary} {test}\t{fault}\t{what}\t{value}\n");
+    assert!(line.matches(['\t', '\n']).count() == 4, "{line:?} is not one line of four columns");
     let Some(path) = std::env::var_os(VARIABLE) else { return };
     // One write of one line: tests run beside each other.
     let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);

@@ -1,10 +1,11 @@
 //! The list of faults, and the table that results make of it.
 
+use super::record::Record;
 #[cfg(test)]
 use anyhow::ensure;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 use std::path::Path;
 
@@ -71,6 +72,16 @@ impl Faults {
         self.0.values().flat_map(Fault::all_tests)
     }
 
+    /// Everything that shows a fault: the tests, and the commands.
+    pub fn proofs(&self) -> BTreeSet<&str> {
+        self.tests().chain(self.0.values().filter_map(|fault| fault.by.as_deref())).collect()
+    }
+
+    /// The command that shows this fault.
+    pub fn command(&self, number: &str) -> Option<&str> {
+        self.0.get(number)?.by.as_deref()
+    }
+
     /// Every number.
     #[cfg(test)]
     pub fn numbers(&self) -> impl Iterator<Item = String> {
@@ -107,34 +118,30 @@ pub struct Row {
 }
 
 impl Row {
-    /// The line of a fault after these results.
-    pub fn new(
-        number: &str,
-        fault: &Fault,
-        results: &BTreeMap<String, bool>,
-        figures: &BTreeMap<String, Vec<(String, String)>>,
-    ) -> Self {
+    /// The line of a fault after what is on record.
+    pub fn new(number: &str, fault: &Fault, record: &Record) -> Self {
         let tests: Vec<&str> = fault.all_tests().collect();
-        let ran: Vec<&str> = tests.iter().copied().filter(|test| results.contains_key(*test)).collect();
+        let ran: Vec<(&str, bool)> =
+            tests.iter().filter_map(|test| Some((*test, record.get(test)?.passed))).collect();
         let failed: Vec<String> =
-            ran.iter().filter(|test| !results[**test]).map(|test| test.to_string()).collect();
-        let figures = figures.get(number).map(Vec::as_slice).unwrap_or_default();
+            ran.iter().filter(|(_, passed)| !passed).map(|(test, _)| test.to_string()).collect();
         let verdict = match &fault.by {
-            Some(command) if figures.is_empty() => Verdict::NotRun(command.clone()),
-            Some(command) if figures.iter().any(|(_, value)| value.contains("missed")) => {
-                Verdict::Fail(vec![command.clone()])
-            }
-            Some(_) => Verdict::Pass,
+            Some(command) => match record.get(command) {
+                None => Verdict::NotRun(command.clone()),
+                Some(outcome) if outcome.passed => Verdict::Pass,
+                Some(_) => Verdict::Fail(vec![command.clone()]),
+            },
             None if !failed.is_empty() => Verdict::Fail(failed),
             None if ran.is_empty() => Verdict::NotRun("its tests were left out".into()),
             None => Verdict::Pass,
         };
         let mut measured = match (ran.len(), tests.len()) {
             (_, 0) => fault.by.iter().map(|command| format!("`{command}`")).collect(),
+            (1, 1) => vec!["1 test".to_string()],
             (ran, all) if ran == all => vec![format!("{all} tests")],
             (ran, all) => vec![format!("{ran} of {all} tests")],
         };
-        measured.extend(figures.iter().map(|(what, value)| format!("{what}: {value}")));
+        measured.extend(record.figures(number).map(|(what, value)| format!("{what}: {value}")));
         Self {
             number: number.into(),
             fault: fault.fault.clone(),
@@ -168,11 +175,13 @@ impl fmt::Display for Row {
 }
 
 /// The table as a page.
-pub fn page(rows: &[Row], host: &str) -> String {
+pub fn page(rows: &[Row], hosts: &[&str]) -> String {
     let mut page = format!(
         "# Faults\n\nWhat is done to Equipoise, what must hold, and what was measured. Written by `cargo xtask faults`\n\
-         from the list in `tests/faults.toml`; do not edit.\n\nMeasured on: {host}\n\n\
-         | | what is done | bar | measured | verdict |\n|---|---|---|---|---|\n"
+         from the list in `tests/faults.toml` and the record in `{}`; do not edit.\n\n\
+         Measured on: {}\n\n| | what is done | bar | measured | verdict |\n|---|---|---|---|---|\n",
+        super::RECORD,
+        hosts.join("; ")
     );
     for row in rows {
         let cells = [&row.number, &row.fault, &row.bar, &row.measured, &row.verdict()];
@@ -197,8 +206,9 @@ mod tests {
             lacks: None,
         };
         let results = results.iter().map(|(name, passed)| (name.to_string(), *passed)).collect();
-        let figures = BTreeMap::from([("F3".to_string(), vec![("points".to_string(), "412".to_string())])]);
-        Row::new("F3", &fault, &results, &figures)
+        let mut record = Record::default();
+        record.take(&results, "p x\tF3\tpoints\t412\n", "a machine").unwrap();
+        Row::new("F3", &fault, &record)
     }
 
     #[test]
@@ -217,13 +227,12 @@ mod tests {
             by: Some("soak".into()),
             lacks: None,
         };
-        let none = Row::new("F34", &soak, &BTreeMap::new(), &BTreeMap::new());
-        assert_eq!(none.verdict(), "not run: soak");
-        let figures =
-            BTreeMap::from([("F34".to_string(), vec![("goodput".to_string(), "83 %".to_string())])]);
-        let soaked = Row::new("F34", &soak, &BTreeMap::new(), &figures);
+        let mut record = Record::default();
+        assert_eq!(Row::new("F34", &soak, &record).verdict(), "not run: soak");
+        record.take(&[("soak".into(), true)].into(), "soak\tF34\tgoodput\t83 %\n", "a machine").unwrap();
+        let soaked = Row::new("F34", &soak, &record);
         assert_eq!((soaked.verdict(), &*soaked.measured), ("pass".into(), "`soak`; goodput: 83 %"));
-        let page = page(&[passed], "a machine");
+        let page = page(&[passed], &["a machine"]);
         assert!(page.ends_with("| F3 | a \\| b | holds | 2 tests; points: 412 | pass |\n"), "{page}");
     }
 }
