@@ -1,7 +1,8 @@
 //! `cargo xtask fuzz`: libFuzzer on everything that reads a file or Slurm's text; writes docs/fuzzing.md.
 //!
 //! The targets are built by a nightly compiler with the coverage that libFuzzer follows. What a run has found worth keeping
-//! stays in `target/fuzz/corpus`, so the next one goes on from there, and the page adds up all runs.
+//! stays in `target/fuzz/corpus`, so the next one goes on from there. What every run came to is committed, since hours of
+//! fuzzing add up over many machines; the page adds up all runs.
 
 // Logs of a build folder, not a run directory.
 #![allow(clippy::disallowed_methods)]
@@ -9,7 +10,7 @@
 use crate::{host, shell};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
@@ -23,7 +24,7 @@ const LIST: &str = "fuzz/targets.toml";
 /// Where everything goes that is built, found or wrong.
 const FOLDER: &str = "target/fuzz";
 /// What every run came to, a line each.
-const RUNS: &str = "target/fuzz/runs.jsonl";
+const RUNS: &str = "docs/records/fuzzing.jsonl";
 /// The table, for people.
 const PAGE: &str = "docs/fuzzing.md";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
@@ -58,7 +59,7 @@ pub struct Args {
     jobs: u16,
 }
 
-/// Builds, runs, and writes the page once every target was run; fails if there is a finding.
+/// Builds, runs, and writes the page; fails if there is a finding.
 pub fn run(args: &Args) -> Result<()> {
     let list: BTreeMap<String, Target> =
         toml::from_str(&fs::read_to_string(LIST).context(LIST)?).context(LIST)?;
@@ -88,11 +89,8 @@ pub fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    let total = total()?;
-    if list.keys().all(|name| total.contains_key(name)) {
-        shell::write(Path::new(PAGE), page(&list, &total))?;
-        println!("{PAGE} written");
-    }
+    shell::write(Path::new(PAGE), page(&list, &runs()?))?;
+    println!("{PAGE} written");
     let found: Vec<&str> =
         rows.iter().filter(|row| row.finding.is_some()).map(|row| row.name.as_str()).collect();
     ensure!(found.is_empty(), "findings in {}: see {FOLDER}/artifacts", found.join(", "));
@@ -156,7 +154,7 @@ impl Fuzzing {
 
     fn finish(self, end: End) -> Result<Row> {
         let text = String::from_utf8_lossy(&fs::read(&self.log)?).into_owned();
-        let row = Row { name: self.name, seconds: end.seconds, ..Row::of_log(&text) };
+        let row = Row { name: self.name, host: host::describe(), seconds: end.seconds, ..Row::of_log(&text) };
         let finding =
             (!end.status.success()).then(|| row.finding.clone().unwrap_or_else(|| end.status.to_string()));
         Ok(Row { finding, ..row })
@@ -187,9 +185,10 @@ fn reap(child: &Child) -> Result<Option<End>> {
 }
 
 /// What a run of a target came to, or several.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 struct Row {
     name: String,
+    host: String,
     seconds: u64,
     inputs: u64,
     branches: u64,
@@ -221,41 +220,52 @@ impl std::fmt::Display for Row {
     }
 }
 
-/// Appends a finished run to those that this folder has seen.
+/// Appends a finished run to the record.
 fn note(row: &Row) -> Result<()> {
     let mut file = fs::OpenOptions::new().create(true).append(true).open(RUNS).context(RUNS)?;
     writeln!(file, "{}", serde_json::to_string(row)?).context(RUNS)
 }
 
-/// All runs of every target that was ever run: times and inputs added up, the newest finding.
-fn total() -> Result<BTreeMap<String, Row>> {
-    let mut total: BTreeMap<String, Row> = BTreeMap::new();
-    for line in fs::read_to_string(RUNS).context(RUNS)?.lines() {
-        let row: Row = serde_json::from_str(line).context(RUNS)?;
-        let before = total.remove(&row.name).unwrap_or_default();
-        let sum = Row {
-            seconds: before.seconds + row.seconds,
-            inputs: before.inputs + row.inputs,
-            branches: before.branches.max(row.branches),
-            ..row
-        };
-        total.insert(sum.name.clone(), sum);
-    }
-    Ok(total)
+/// The record, oldest first.
+fn runs() -> Result<Vec<Row>> {
+    let text = fs::read_to_string(RUNS).context(RUNS)?;
+    text.lines().map(|line| serde_json::from_str(line).context(RUNS)).collect()
 }
 
-fn page(list: &BTreeMap<String, Target>, total: &BTreeMap<String, Row>) -> String {
+/// The runs of every target: times and inputs added up, the most branches, the newest finding.
+fn total(runs: &[Row]) -> BTreeMap<&str, Row> {
+    let mut total: BTreeMap<&str, Row> = BTreeMap::new();
+    for row in runs {
+        let sum = total.entry(&row.name).or_default();
+        *sum = Row {
+            seconds: sum.seconds + row.seconds,
+            inputs: sum.inputs + row.inputs,
+            branches: sum.branches.max(row.branches),
+            ..row.clone()
+        };
+    }
+    total
+}
+
+fn page(list: &BTreeMap<String, Target>, runs: &[Row]) -> String {
+    let hosts = Vec::from_iter(runs.iter().map(|row| row.host.as_str()).collect::<BTreeSet<_>>());
     let mut page = format!(
         "# Fuzzing\n\nEverything that reads a file or Slurm's text, given inputs that libFuzzer makes up. Written by\n\
-         `cargo xtask fuzz`; do not edit. A panic, a crash, {SLOWEST} s or {MEMORY} MiB for one input is a finding.\n\n\
+         `cargo xtask fuzz` from the runs in `{RUNS}`; do not edit. A panic, a crash, {SLOWEST} s or\n\
+         {MEMORY} MiB for one input is a finding.\n\n\
          Run on: {}\n\n| target | reads | CPU s | inputs | branches reached | finding |\n|---|---|---|---|---|---|\n",
-        host::describe()
+        hosts.join("; ")
     );
+    let total = total(runs);
     for (name, Target { reads, .. }) in list {
-        let Some(Row { seconds, inputs, branches, finding, .. }) = total.get(name) else { continue };
-        let finding = finding.as_deref().unwrap_or("none").replace('|', "\\|");
         // Writing to a string cannot fail.
-        let _ = writeln!(page, "| {name} | {reads} | {seconds} | {inputs} | {branches} | {finding} |");
+        let _ = match total.get(name.as_str()) {
+            Some(Row { seconds, inputs, branches, finding, .. }) => {
+                let finding = finding.as_deref().unwrap_or("none").replace('|', "\\|");
+                writeln!(page, "| {name} | {reads} | {seconds} | {inputs} | {branches} | {finding} |")
+            }
+            None => writeln!(page, "| {name} | {reads} | 0 | | | not run yet |"),
+        };
     }
     page
 }
@@ -274,5 +284,21 @@ mod tests {
             "thread '<unnamed>' panicked at crates/x.rs:1:2:\n==9== ERROR: libFuzzer: deadly signal\n",
         );
         assert!(row.finding.unwrap().contains("crates/x.rs:1:2"));
+    }
+
+    #[test]
+    fn runs_of_a_target_add_up_and_a_repaired_finding_goes() {
+        let run = |seconds, finding: Option<&str>| Row {
+            name: "shard".into(),
+            host: "a machine".into(),
+            seconds,
+            finding: finding.map(str::to_string),
+            ..Row::default()
+        };
+        let target = |reads: &str| Target { reads: reads.into(), seeds: Vec::new() };
+        let list = [("shard".into(), target("HDF5")), ("slurm".into(), target("text"))].into();
+        let page = page(&list, &[run(20, Some("panicked")), run(3600, None)]);
+        assert!(page.contains("| shard | HDF5 | 3620 | 0 | 0 | none |"), "{page}");
+        assert!(page.contains("| slurm | text | 0 | | | not run yet |"), "{page}");
     }
 }
