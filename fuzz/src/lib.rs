@@ -4,12 +4,19 @@
 #![allow(clippy::disallowed_methods, clippy::expect_used)]
 
 use equipoise_base::ExitCode;
-use equipoise_catalog::{Source, counts, labels, list, webdataset};
+use equipoise_catalog::prompts::{PromptConfig, SpecialTemplates};
+use equipoise_catalog::{Source, counts, labels, list, metadata, webdataset};
 use equipoise_config::layers::{default_layer, file_layer, set_layer};
 use equipoise_config::source::Layer;
 use equipoise_config::{Resolved, stages};
+use equipoise_data::clip::{ClipImageProcessor, ClipTokenizer};
 use equipoise_data::decode::{Limits, decode};
 use equipoise_data::{cifar, idx};
+use equipoise_diffusion::scheduler_config::SchedulerConfig;
+use equipoise_models::autoencoder_kl::AutoencoderKLConfig;
+use equipoise_models::clip::{ClipTextConfig, ClipVisionConfig};
+use equipoise_models::unet2d_condition::UNet2DConditionConfig;
+use equipoise_pretrained::{Component, Folder, Lock, WeightFiles};
 use equipoise_report::{ArmLabel, Context, Gathered};
 use equipoise_rundir::fault::FaultFs;
 use equipoise_rundir::stage::{Outcome, Status, last_attempt};
@@ -36,6 +43,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("shard", shard),
     ("run_directory", run_directory),
     ("weights", weights),
+    ("configs", configs),
+    ("tokenizer", tokenizer),
     ("results", results),
 ];
 
@@ -80,6 +89,7 @@ fn slurm(bytes: &[u8]) {
     equipoise_slurm::squeue::parse(&text);
     equipoise_slurm::sacct::parse(&text);
     equipoise_slurm::sinfo::parse(&text);
+    equipoise_slurm::nodes::parse(&text);
     equipoise_slurm::scontrol::config(&text);
     equipoise_slurm::scontrol::partitions(&text);
     let _ = equipoise_slurm::scontrol::Job::parse(&text);
@@ -88,11 +98,17 @@ fn slurm(bytes: &[u8]) {
     let _ = equipoise_comm::mpirun::Flavour::from_version_text(&text);
 }
 
-/// Lists, class names, counts, and label files.
+/// Lists, metadata, class names, places, counts, and label files.
 fn lists(bytes: &[u8]) {
     let path = file("list.txt", bytes);
     let _ = list::read(&path, Path::new("/data"));
+    let _ = list::read_grouped(&path, Path::new("/data"));
+    let _ = metadata::read(&path, Path::new("/data"), 0);
     let _ = list::read_class_names(&path);
+    let places = PromptConfig::Special(SpecialTemplates { places: path.clone() });
+    if let Ok(prompts) = places.build(&["cat".to_string()]) {
+        prompts.of(0, "").expect("special templates need no context");
+    }
     let _ = counts::read(&path);
     for source in [
         Source::Idx { images: path.clone(), labels: path.clone() },
@@ -197,18 +213,83 @@ fn run_directory(bytes: &[u8]) {
     let _ = Checkpoints::new(vfs, ckpt, None).latest_valid(&mut |_, _| {});
 }
 
-/// Weights, and the files of a Hugging Face folder.
+/// Weights, and the files that say what is in a Hugging Face folder.
 fn weights(bytes: &[u8]) {
-    if let Ok(files) = equipoise_pretrained::WeightFiles::open_file(&file("model.safetensors", bytes)) {
+    let _ = equipoise_nn::weights::read(&file("own.safetensors", bytes));
+    if let Ok(files) = WeightFiles::open_file(&file("model.safetensors", bytes)) {
         for tensor in files.tensors().values() {
             files.bytes(tensor);
         }
         files.count_by_dtype();
     }
+    file("sharded/config.json", b"{}");
+    file("sharded/model.safetensors.index.json", bytes);
+    if let Ok(component) = Component::open(&folder().join("sharded")) {
+        let _ = component.weights();
+    }
     file("hub/config.json", bytes);
     file("hub/model_index.json", bytes);
-    if let Ok(folder) = equipoise_pretrained::Folder::open(&folder().join("hub")) {
+    if let Ok(folder) = Folder::open(&folder().join("hub")) {
         folder.components().for_each(drop);
+    }
+    let locked = file("locked/weights.lock.json", bytes);
+    let _ = Lock::find(locked.parent().expect("a folder"));
+}
+
+/// What configures the networks, the scheduler and the image processor of a Hugging Face folder.
+fn configs(bytes: &[u8]) {
+    if let Ok(json) = serde_json::from_slice::<Value>(bytes) {
+        let _ = UNet2DConditionConfig::from_json("config.json", json.clone());
+        let _ = AutoencoderKLConfig::from_json("config.json", json.clone());
+        let _ = ClipTextConfig::from_json("config.json", json.clone());
+        let _ = ClipVisionConfig::from_json("config.json", json.clone());
+        if let Ok(scheduler) = SchedulerConfig::from_json("scheduler_config.json", json) {
+            let _ = scheduler.single();
+        }
+    }
+    file("images/preprocessor_config.json", bytes);
+    if let Ok(component) = Component::open(&folder().join("images")) {
+        let _ = ClipImageProcessor::open(&component);
+    }
+}
+
+/// The files of a tokenizer, each in turn beside whole ones, and texts.
+fn tokenizer(bytes: &[u8]) {
+    macro_rules! whole {
+        ($name:literal) => {
+            (
+                $name,
+                include_bytes!(concat!("../../tests/oracle/clip_tokenizer/pad_bang/tokenizer/", $name))
+                    .as_slice(),
+            )
+        };
+    }
+    const MERGES: (&str, &[u8]) = whole!("merges.txt");
+    const OF_JSON: [(&str, &[u8]); 3] =
+        [whole!("vocab.json"), whole!("tokenizer_config.json"), whole!("special_tokens_map.json")];
+    let open = |name: &str| ClipTokenizer::open(&Component::open(&folder().join(name))?);
+    let text = String::from_utf8_lossy(bytes);
+    let encode =
+        |tokenizer: &ClipTokenizer| tokenizer.encode(&[&text], 77).map(|tokens| tokens.input_ids.size());
+    static WHOLE: LazyLock<ClipTokenizer> = LazyLock::new(|| {
+        OF_JSON
+            .iter()
+            .chain([&MERGES])
+            .for_each(|(name, whole)| drop(file(&format!("tokenizer/{name}"), whole)));
+        ClipTokenizer::open(&Component::open(&folder().join("tokenizer")).expect("a folder"))
+            .expect("a tokenizer")
+    });
+    assert_eq!(encode(&WHOLE).expect("every text can be encoded"), [1, 77]);
+    // To open a tokenizer takes milliseconds.
+    let replaced = if bytes.starts_with(b"{") { OF_JSON.as_slice() } else { &[MERGES] };
+    for (name, whole) in replaced {
+        file(&format!("tokenizer/{name}"), bytes);
+        let _ = open("tokenizer").and_then(|tokenizer| encode(&tokenizer));
+        file(&format!("tokenizer/{name}"), whole);
+    }
+    if bytes.starts_with(b"{") {
+        file("library/tokenizer.json", bytes);
+        let _ = open("library").and_then(|tokenizer| encode(&tokenizer));
     }
 }
 
