@@ -55,6 +55,38 @@ fn a_damaged_shard_is_found_refused_and_made_again() {
     figure("F9", "damaged shards refused and made again", damages.len());
 }
 
+/// F9 for what other stages have made: what is gone or cut is noticed before anything starts and made again; what is
+/// damaged is refused by its reader, which says what to do.
+#[test]
+fn lost_and_damaged_files_of_stages_are_made_again() {
+    let finished = TempRun::default();
+    finish(run(&finished.join("run"), 1, &[]));
+    let expected = results(&finished.join("run"));
+    for (name, reader) in [
+        ("stages/prepare.train/split.h5", "train.ce"),
+        ("stages/train.g/model.safetensors", "generate.feedback"),
+        ("stages/diffusion/model.safetensors", "generate.feedback"),
+        ("features/judge/test.h5", ""),
+    ] {
+        let copy = copy_without(&finished, |stage| !reader.is_empty() && stage.starts_with(reader));
+        let (path, file) = (copy.join("run"), copy.join("run").join(name));
+        if !reader.is_empty() {
+            change(&file, |bytes| *bytes.last_mut().unwrap() ^= 16);
+            let (code, output) = outcome(equipoise(&["resume", path.to_str().unwrap()]));
+            assert_eq!(code, Some(65), "{name}: {output}");
+            assert!(output.contains(&format!("{name}: damaged")), "{output}");
+            assert!(output.contains("remove it, and equipoise resume"), "{output}");
+            std::fs::remove_file(&file).unwrap();
+        } else {
+            change(&file, |bytes| bytes.truncate(4096));
+        }
+        let (code, output) = outcome(equipoise(&["resume", path.to_str().unwrap()]));
+        assert_eq!(code, Some(0), "{name}: {output}");
+        assert!(output.contains(&format!("{name} is gone or cut")), "{output}");
+        assert_same(&expected, &results(&path), name);
+    }
+}
+
 fn change(path: &Path, with: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = std::fs::read(path).unwrap();
     with(&mut bytes);

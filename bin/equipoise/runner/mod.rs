@@ -17,6 +17,7 @@ use equipoise_config::pipeline::CONFIGURATION;
 use equipoise_config::recipe;
 use equipoise_config::{BUILD_ID, Kind, Resolved, Stage, stages};
 use equipoise_rundir::identity::IdentityRecord;
+use equipoise_rundir::product::first_lost;
 use equipoise_rundir::stage::{Outcome, last_attempt};
 use equipoise_rundir::{
     RealFs, RunDir, StageDir, StageKey, commit_bytes, commit_json, create_dirs, read_json,
@@ -57,14 +58,27 @@ impl Run {
         stage_dir(&self.dir, &stage.name)
     }
 
-    /// The stage is complete, under the very configuration that is asked for.
+    /// The stage is complete, under the very configuration that is asked for, and what it has made is there.
     ///
     /// # Errors
     /// 65, 74 if its records cannot be read.
     pub fn is_done(&self, stage: &Stage) -> Result<bool> {
+        let Some(outcome) = self.completed(stage)? else { return Ok(false) };
+        Ok(first_lost(&RealFs, &self.dir, &outcome.files)?.is_none())
+    }
+
+    /// A file of a completed stage that is gone or cut, so that the stage has to be done again.
+    fn lost(&self, stage: &Stage) -> Result<Option<String>> {
+        let Some(outcome) = self.completed(stage)? else { return Ok(None) };
+        Ok(first_lost(&RealFs, &self.dir, &outcome.files)?.map(str::to_string))
+    }
+
+    /// The outcome of a stage that was done under this configuration, whatever has become of its files.
+    fn completed(&self, stage: &Stage) -> Result<Option<Outcome>> {
         let dir = self.stage_dir(stage)?;
-        let Some(outcome) = Outcome::read(&RealFs, &dir)? else { return Ok(false) };
-        Ok(outcome.name == ExitCode::Done && recorded(&dir)?.is_some_and(|record| made_as(stage, &record)))
+        let outcome = Outcome::read(&RealFs, &dir)?.filter(|outcome| outcome.name == ExitCode::Done);
+        let same = outcome.is_some() && recorded(&dir)?.is_some_and(|record| made_as(stage, &record));
+        Ok(outcome.filter(|_| same))
     }
 
     /// Refuses to mix results of two configurations, before anything is started.
@@ -143,6 +157,9 @@ pub fn run(run: &Run, format: Format) -> Result<ExitCode> {
         }
         if launcher.asked() != Asked::Nothing {
             return Ok(show.stopped(stage));
+        }
+        if let Some(file) = run.lost(stage)? {
+            show.line(stage, "again", None, Some(&format!("{file} is gone or cut")));
         }
         let start = Instant::now();
         let (code, message) = match stage.kind.program() {
@@ -322,12 +339,15 @@ impl Show<'_> {
         let colour = match state {
             "done" => Colour::Good,
             "failed" => Colour::Bad,
-            "stopped" => Colour::Attention,
+            "stopped" | "again" => Colour::Attention,
             _ => Colour::Faint,
         };
-        let took = seconds.map(human_duration).unwrap_or_default();
-        let line =
-            format!("{} {:<32} {took:>12}", output::coloured(&format!("{state:<8}"), colour), stage.name);
+        // Why a stage has failed is told by whoever ends.
+        let end = match seconds {
+            Some(seconds) => format!("{:>12}", human_duration(seconds)),
+            None => message.unwrap_or_default().to_string(),
+        };
+        let line = format!("{} {:<32} {end}", output::coloured(&format!("{state:<8}"), colour), stage.name);
         output::line(line.trim_end());
     }
 

@@ -10,6 +10,7 @@
 //! | [`checkpoint`], [`writer`] | directories of files with a manifest: the newest valid one is found |
 //! | [`lease`], [`process`] | one owner per stage, and no commit by an owner that was replaced |
 //! | [`layout`], [`identity`], [`stage`] | names of everything in a run directory; opening a stage |
+//! | [`product`] | whether what a finished stage has made is still there |
 //! | [`records`] | which rows of `metrics.jsonl` count after restarts |
 //! | [`work`] | what of the time was of use |
 //! | [`scratch`], [`space`] | what is unfinished and its removal; room for the plan |
@@ -29,6 +30,7 @@ pub mod layout;
 pub mod lease;
 mod nonce;
 pub mod process;
+pub mod product;
 pub mod real;
 pub mod records;
 pub mod scratch;

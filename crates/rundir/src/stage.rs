@@ -5,6 +5,7 @@ use crate::identity::IdentityRecord;
 use crate::journal::{self, Journal};
 use crate::layout::StageDir;
 use crate::lease::{Lease, LeaseGuard, LeaseRequest, Owner, Takeover};
+use crate::product::Products;
 use crate::scratch;
 use crate::vfs::Vfs;
 use equipoise_base::{Error, ExitCode, Result};
@@ -251,13 +252,28 @@ pub struct Outcome {
     /// Units that this attempt finished (images, steps), those of unfinished shards included: whether it was of use.
     #[serde(default)]
     pub made: u64,
+    /// Of a stage that is done: what it has made for others. Shards have records of their own.
+    #[serde(default, skip_serializing_if = "Products::is_empty")]
+    pub files: Products,
 }
 
 impl Outcome {
     /// The outcome of an attempt that ended with `code`.
     pub fn new(code: ExitCode, rank: usize, attempt: u64, host: &str, wall: f64) -> Self {
         let (message, host) = (code.meaning().to_string(), host.to_string());
-        Self { code: code.status(), name: code, message, next: None, rank, attempt, host, wall, made: 0 }
+        let files = Products::new();
+        Self {
+            code: code.status(),
+            name: code,
+            message,
+            next: None,
+            rank,
+            attempt,
+            host,
+            wall,
+            made: 0,
+            files,
+        }
     }
 
     /// The outcome of an attempt that an error ended.

@@ -75,7 +75,7 @@ impl Step {
     /// A helper classifier, loaded from the recipe's weights or from the stage that trained it.
     ///
     /// # Errors
-    /// As [`Frozen::load`].
+    /// As [`Step::frozen`].
     pub fn helper(&self, name: &str) -> Result<Frozen> {
         let table = self.helper_table(name)?;
         let trained = || self.stage_path(&format!("train.{name}")).join("model.safetensors");
@@ -86,12 +86,12 @@ impl Step {
     /// A trained classifier; in a rehearsal one that is not trained yet may be untrained.
     ///
     /// # Errors
-    /// As [`Frozen::load`].
+    /// Those of [`Step::weights`] and [`Frozen::load`].
     pub fn frozen(&self, arch: &method::Arch, weights: &Path) -> Result<Frozen> {
         let shape = self.data_shape()?;
         match self.rehearses() && !weights.exists() {
             true => Frozen::untrained(arch, &shape),
-            false => Frozen::load(arch, weights, &shape),
+            false => Frozen::load(arch, &weights.display().to_string(), &self.weights(weights)?, &shape),
         }
     }
 

@@ -311,7 +311,10 @@ fn source(step: &Step, params: &GenerateParams, shape: &DataShape) -> Result<Box
     };
     let generator = match step.rehearses() && !weights.exists() {
         true => Generator::untrained(&params.diffusion, shape)?,
-        false => Generator::load(&params.diffusion, &weights, shape)?,
+        false => {
+            let tensors = step.weights(&weights)?;
+            Generator::load(&params.diffusion, &weights.display().to_string(), &tensors, shape)?
+        }
     };
     let [height, width] = shape.size;
     Ok(Box::new(PixelSource { generator, shape: [shape.channels, height, width] }))

@@ -9,7 +9,6 @@ use equipoise_models::adm::{AdmConfig, AdmShape, AdmUNet};
 use equipoise_models::arch::Classifier;
 use equipoise_nn::layers::Mode;
 use equipoise_nn::{MemoryFormat, Params, runtime, weights};
-use std::path::Path;
 use tch::{Kind, Tensor};
 
 /// Shape of the data that networks are built for.
@@ -32,18 +31,22 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    /// Builds `arch` and loads a safetensors file of ours or of torchvision's.
+    /// Builds `arch` and gives it tensors with our names or torchvision's; `source` names their file in errors.
     ///
     /// # Errors
-    /// 65 naming the tensor that does not fit, 74 if the file cannot be read, 78 if `arch` makes no network.
-    pub fn load(arch: &method::Arch, file: &Path, shape: &DataShape) -> Result<Self> {
-        let tensors = weights::read(file)?;
+    /// 65 naming the tensor that does not fit, 78 if `arch` makes no network.
+    pub fn load(
+        arch: &method::Arch,
+        source: &str,
+        tensors: &[(String, Tensor)],
+        shape: &DataShape,
+    ) -> Result<Self> {
         let params =
             Params::for_loading(Kind::Float, runtime::device()).with_kernels(MemoryFormat::ChannelsLast);
         let classifier = Classifier::new(&arch.parse()?, params, shape.channels, shape.classes)?;
-        classifier.load(&file.display().to_string(), &tensors)?;
+        classifier.load(source, tensors)?;
         classifier.params().freeze();
-        Ok(Self { classifier, hash: hash(&tensors) })
+        Ok(Self { classifier, hash: hash(tensors) })
     }
 
     /// A network that nobody has trained: for rehearsals.
@@ -124,17 +127,21 @@ impl Generator {
         Ok(Self { params, unet, prediction, learn_sigma, schedule, null_label, hash: Identity::of("") })
     }
 
-    /// Builds and loads weights; they may be stored in a shorter format than fp32.
+    /// Builds the network and gives it tensors, which may be of a shorter format than fp32; `source` names their file.
     ///
     /// # Errors
     /// As [`Frozen::load`].
-    pub fn load(config: &GeneratorConfig, file: &Path, shape: &DataShape) -> Result<Self> {
-        let tensors = weights::read(file)?;
+    pub fn load(
+        config: &GeneratorConfig,
+        source: &str,
+        tensors: &[(String, Tensor)],
+        shape: &DataShape,
+    ) -> Result<Self> {
         let params = Params::for_loading(Kind::Float, runtime::device());
         let mut generator = Self::new(config, params, shape)?;
-        generator.params.load(&file.display().to_string(), &tensors)?;
+        generator.params.load(source, tensors)?;
         generator.params.freeze();
-        generator.hash = hash(&tensors);
+        generator.hash = hash(tensors);
         Ok(generator)
     }
 

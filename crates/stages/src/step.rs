@@ -28,6 +28,7 @@ use equipoise_config::{BUILD_ID, load_resolved, stage as find_stage};
 use equipoise_nn::runtime::{self, DeviceChoice, RuntimeConfig};
 use equipoise_rundir::identity::IdentityRecord;
 use equipoise_rundir::lease::{Fence, LeaseRequest};
+use equipoise_rundir::product::Products;
 use equipoise_rundir::stage::{State, Status};
 use equipoise_rundir::{
     Checkpoint, CheckpointWriter, Checkpoints, Deadline, Journal, LeaseGuard, Process, RealFs, RunDir, Stage,
@@ -90,6 +91,8 @@ struct Root {
     stage: Stage,
     metrics: Journal,
     last_status: Option<Instant>,
+    /// What this attempt has committed for other stages.
+    products: Products,
 }
 
 /// What rank 0 tells the others about the opened stage.
@@ -516,7 +519,7 @@ fn open_root(
         }
     };
     let metrics = Journal::open(vfs.clone(), &records.metrics(), Some(stage.guard().clone()))?;
-    Ok(Root { stage, metrics, last_status: None })
+    Ok(Root { stage, metrics, last_status: None, products: Products::new() })
 }
 
 fn stage_key(stage: &equipoise_config::Stage) -> Result<StageKey> {

@@ -16,7 +16,7 @@ use equipoise_data::{AugmentConfig, BatchBuilder, MicroBatch, Shape};
 use equipoise_metrics::Confusion;
 use equipoise_models::arch::Classifier;
 use equipoise_nn::layers::{BatchNorm2d, Mode};
-use equipoise_nn::{MemoryFormat, Module as _, Params, Precision, runtime, weights};
+use equipoise_nn::{MemoryFormat, Module as _, Params, Precision, runtime};
 use equipoise_workplan::{OrderConfig, Pool, TrainingOrder};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -92,7 +92,7 @@ pub fn run(step: &Step) -> Result<Ended> {
     let store = Params::new(seed, tch::Kind::Float, runtime::device()).with_kernels(FORMAT);
     let classifier = Classifier::new(&params.arch.parse()?, store, shape.channels, shape.classes)?;
     if let Some(file) = &params.init_from {
-        classifier.load_backbone(&file.display().to_string(), &weights::read(file)?)?;
+        classifier.load_backbone(&file.display().to_string(), &step.weights(file)?)?;
     }
     let sampling: OrderConfig = params.sampling.parse()?;
     let loss: LossConfig = params.loss.parse()?;

@@ -66,7 +66,11 @@ impl Step {
             let mut outcome = Outcome::new(code, 0, self.attempt, &self.host, self.clock.wall());
             let counts = made.iter().filter_map(|word| Some(u64::from_le_bytes(word[..].try_into().ok()?)));
             outcome.made = counts.sum();
-            lock(root).stage.write_outcome(&outcome)?;
+            let root = lock(root);
+            if ended == Ended::Done {
+                outcome.files = root.products.clone();
+            }
+            root.stage.write_outcome(&outcome)?;
             if ended == Ended::Done && self.job.task.is_some() {
                 outcome.write(&*self.vfs, &self.dir, Some(&self.guard))?;
             }
@@ -84,6 +88,10 @@ impl Step {
 
     /// This rank cannot go on: it says why before anything else, then ends the others.
     pub(super) fn fail(self, error: Error) -> Error {
+        let error = match self.repair(&error) {
+            Some(next) if error.next_command().is_none() => error.next(next),
+            _ => error,
+        };
         let mut outcome = Outcome::of_error(&error, self.rank(), self.attempt, &self.host, self.clock.wall());
         outcome.made = self.made.load(Ordering::Relaxed);
         let _ = outcome.write(&*self.vfs, &self.records, Some(&self.guard));

@@ -1,8 +1,10 @@
 //! Where a stage's files are, and how they get there: under the lease, through `rundir`. A rehearsal writes and removes
 //! nothing.
 
-use super::Step;
-use equipoise_base::{Error, Result, bail};
+use super::{Step, lock};
+use equipoise_base::{Error, ExitCode, Result, bail};
+use equipoise_nn::weights;
+use equipoise_rundir::product::{self, Product};
 use equipoise_rundir::vfs::VfsFile;
 use equipoise_rundir::{LeaseGuard, Vfs, commit_bytes, commit_json, create_dirs};
 use serde::Serialize;
@@ -10,6 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tch::Tensor;
 
 /// Commits files of a stage from any thread, under its lease; in a rehearsal it does nothing.
 #[derive(Clone)]
@@ -95,13 +98,41 @@ impl Step {
         self.run.features(extractor, split)
     }
 
-    /// Commits a file under the lease, making its folder.
+    /// Commits a file under the lease, making its folder. What rank 0 commits, shards apart, is
+    /// on record once the stage is done.
     ///
     /// # Errors
     /// 69 if the lease is lost, 74 if it cannot be written.
     pub fn commit(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         self.measured_commit(self.committer().commit(path, bytes)?);
+        let name = path.strip_prefix(self.run.root()).ok().and_then(Path::to_str);
+        let name = name.filter(|name| !name.starts_with("sets/"));
+        if let (Some(root), Some(name)) = (&self.root, name) {
+            lock(root).products.insert(name.to_string(), Product::of(bytes));
+        }
         Ok(())
+    }
+
+    /// The tensors of a safetensors file: a user's, or one that another stage has made.
+    ///
+    /// # Errors
+    /// 65 if it is none, or not what that stage has made; 74 if it cannot be read.
+    pub fn weights(&self, path: &Path) -> Result<Vec<(String, Tensor)>> {
+        let bytes = self.vfs.read(path).map_err(|error| Error::io("read", path, error))?;
+        product::check(&*self.vfs, &self.run, path, &bytes)?;
+        weights::from_bytes(&path.display().to_string(), bytes)
+    }
+
+    /// How to get a file of the run again, if the error is about one that is damaged or gone.
+    pub(super) fn repair(&self, error: &Error) -> Option<String> {
+        let root = self.run.root();
+        let (file, _) = error.message().split_once(": ").filter(|_| error.code() == ExitCode::BadData)?;
+        let name = Path::new(file).strip_prefix(root).ok()?;
+        if name.starts_with("sets") {
+            return Some(format!("equipoise shards regenerate --failed {}", root.display()));
+        }
+        let made = name.starts_with("stages") || name.starts_with("features");
+        made.then(|| format!("remove it, and equipoise resume {} makes it again", root.display()))
     }
 
     /// Commits a value as JSON.
