@@ -98,8 +98,8 @@ impl Step {
         self.run.features(extractor, split)
     }
 
-    /// Commits a file under the lease, making its folder. What rank 0 commits, shards apart, is
-    /// on record once the stage is done.
+    /// Commits a file under the lease, making its folder. What rank 0 commits, shards apart, is on record once the stage is
+    /// done.
     ///
     /// # Errors
     /// 69 if the lease is lost, 74 if it cannot be written.
