@@ -66,7 +66,7 @@ impl Run {
         Ok(self.completed(stage)?.is_some() && self.lost(stage)?.is_none())
     }
 
-    /// A file of a completed stage that is gone or cut, so that the stage has to be done again.
+    /// A file of a completed stage that is gone or of another size, so that the stage has to be done again.
     fn lost(&self, stage: &Stage) -> Result<Option<String>> {
         let Some(outcome) = self.completed(stage)? else { return Ok(None) };
         Ok(first_lost(&RealFs, &self.dir, &outcome.files)?.map(str::to_string))
@@ -158,7 +158,7 @@ pub fn run(run: &Run, format: Format) -> Result<ExitCode> {
             return Ok(show.stopped(stage));
         }
         if let Some(file) = run.lost(stage)? {
-            show.line(stage, "again", None, Some(&format!("{file} is gone or cut")));
+            show.line(stage, "again", None, Some(&format!("{file} is gone or of another size")));
         }
         let start = Instant::now();
         let (code, message) = match stage.kind.program() {

@@ -37,17 +37,28 @@ pub fn commit_bytes(vfs: &dyn Vfs, path: &Path, bytes: &[u8], guard: Option<&Lea
     result
 }
 
-/// [`commit_bytes`] of a value as indented JSON with a final newline.
+/// [`commit_bytes`] of [`json_bytes`].
+///
+/// # Errors
+/// Those of both.
 pub fn commit_json<T: Serialize>(
     vfs: &dyn Vfs,
     path: &Path,
     value: &T,
     guard: Option<&LeaseGuard>,
 ) -> Result<()> {
+    commit_bytes(vfs, path, &json_bytes(path, value)?, guard)
+}
+
+/// A value as indented JSON with a final newline, for the file that errors name.
+///
+/// # Errors
+/// 101 if JSON cannot express it.
+pub fn json_bytes<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value)
         .or_exit(ExitCode::Bug, format!("{}: not expressible as JSON", path.display()))?;
     text.push(b'\n');
-    commit_bytes(vfs, path, &text, guard)
+    Ok(text)
 }
 
 /// Reads what [`commit_json`] wrote; none if there is no such file.

@@ -42,7 +42,7 @@ pub mod work;
 pub mod writer;
 
 pub use checkpoint::{Checkpoint, Checkpoints, Manifest, Snapshot};
-pub use commit::{commit_bytes, commit_json, create_dirs, read_json};
+pub use commit::{commit_bytes, commit_json, create_dirs, json_bytes, read_json};
 pub use journal::Journal;
 pub use layout::{RunDir, StageDir, StageKey};
 pub use lease::{Lease, LeaseGuard};

@@ -6,6 +6,7 @@ use equipoise_base::{Error, ExitCode, Result};
 use equipoise_config::BUILD_ID;
 use equipoise_nn::runtime;
 use equipoise_report::results::Provenance;
+use equipoise_rundir::commit_json;
 use equipoise_rundir::stage::{Outcome, State};
 use equipoise_telemetry::Host;
 use std::sync::atomic::Ordering;
@@ -60,7 +61,9 @@ impl Step {
         let made = self.comm().all_gather(&self.made.load(Ordering::Relaxed).to_le_bytes())?;
         if let Some(root) = &self.root {
             if ended == Ended::Done {
-                self.commit_json(&self.dir().join("provenance.json"), &self.provenance()?)?;
+                // About the result, no part of it.
+                let path = self.dir().join("provenance.json");
+                commit_json(&*self.vfs, &path, &self.provenance()?, Some(&self.guard))?;
             }
             self.write_status(state, None)?;
             let mut outcome = Outcome::new(code, 0, self.attempt, &self.host, self.clock.wall());

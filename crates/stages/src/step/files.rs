@@ -6,7 +6,7 @@ use equipoise_base::{Error, ExitCode, Result, bail};
 use equipoise_nn::weights;
 use equipoise_rundir::product::{self, Product};
 use equipoise_rundir::vfs::VfsFile;
-use equipoise_rundir::{LeaseGuard, Vfs, commit_bytes, commit_json, create_dirs};
+use equipoise_rundir::{LeaseGuard, Vfs, commit_bytes, create_dirs, json_bytes};
 use serde::Serialize;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -135,15 +135,12 @@ impl Step {
         made.then(|| format!("remove it, and equipoise resume {} makes it again", root.display()))
     }
 
-    /// Commits a value as JSON.
+    /// [`Step::commit`] of a value as JSON.
     ///
     /// # Errors
     /// As [`Step::commit`].
     pub fn commit_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
-        if self.rehearses() {
-            return Ok(());
-        }
-        commit_json(&*self.vfs, &prepared(&*self.vfs, path)?, value, Some(&self.guard))
+        self.commit(path, &json_bytes(path, value)?)
     }
 
     /// Removes a damaged file, to be made again.
