@@ -57,6 +57,9 @@ pub struct Args {
     /// Targets at once.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
+    /// Run nothing: write the page of the runs on record.
+    #[arg(long, conflicts_with = "targets")]
+    page: bool,
 }
 
 /// Builds, runs, and writes the page; fails if there is a finding.
@@ -65,6 +68,9 @@ pub fn run(args: &Args) -> Result<()> {
         toml::from_str(&fs::read_to_string(LIST).context(LIST)?).context(LIST)?;
     if let Some(unknown) = args.targets.iter().find(|name| !list.contains_key(*name)) {
         bail!("there is no target {unknown}; there are {}", Vec::from_iter(list.into_keys()).join(", "));
+    }
+    if args.page {
+        return write_page(&list);
     }
     build()?;
     let mut waiting: Vec<_> = list
@@ -89,11 +95,16 @@ pub fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    shell::write(Path::new(PAGE), page(&list, &runs()?))?;
-    println!("{PAGE} written");
+    write_page(&list)?;
     let found: Vec<&str> =
         rows.iter().filter(|row| row.finding.is_some()).map(|row| row.name.as_str()).collect();
     ensure!(found.is_empty(), "findings in {}: see {FOLDER}/artifacts", found.join(", "));
+    Ok(())
+}
+
+fn write_page(list: &BTreeMap<String, Target>) -> Result<()> {
+    shell::write(Path::new(PAGE), page(list, &runs()?))?;
+    println!("{PAGE} written");
     Ok(())
 }
 
