@@ -63,7 +63,8 @@ impl Run {
     /// # Errors
     /// 65, 74 if its records cannot be read.
     pub fn is_done(&self, stage: &Stage) -> Result<bool> {
-        Ok(self.completed(stage)?.is_some() && self.lost(stage)?.is_none())
+        let Some(outcome) = self.completed(stage)? else { return Ok(false) };
+        Ok(first_lost(&RealFs, &self.dir, &outcome.files)?.is_none())
     }
 
     /// A file of a completed stage that is gone or of another size, so that the stage has to be done again.

@@ -1,5 +1,5 @@
 //! The files that a stage has made for others, as the `outcome.json` of a finished stage lists them: a stage whose files
-//! are gone or cut has to be done again, and whoever reads one can tell that it is the one that was made.
+//! are gone or of another size has to be done again, and whoever reads one can tell that it is the one that was made.
 
 use crate::layout::{RunDir, StageKey};
 use crate::stage::Outcome;
